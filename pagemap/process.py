@@ -1,0 +1,91 @@
+"""Opening a process's files in /proc so that they stay the process's.
+
+A descriptor of /proc/PID/pagemap or maps belongs to the memory of the process it was opened for: a
+recycled pid does not show through it, and after a fork it still shows the parent.
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+from collections.abc import Callable
+from typing import SupportsIndex
+
+from . import errors
+
+PF_KTHREAD = 0x00200000  # include/linux/sched.h
+
+fork_count = 0
+"""How many forks lie between this process and the one that imported the package."""
+
+
+def _after_fork_in_child() -> None:
+    global fork_count
+    fork_count += 1
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Descriptor:
+    """A file descriptor with the lifetime of this object.
+
+    Whoever uses `fd` holds a reference meanwhile: a close() in another thread drops only the owner's,
+    and the number cannot be recycled under a running system call.
+    """
+
+    __slots__ = ("_close", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._close: Callable[[int], None] = os.close  # os may be gone at interpreter shutdown
+
+    def __del__(self) -> None:
+        self._close(self.fd)
+
+
+def check_pid(pid: SupportsIndex | None) -> int:
+    if pid is None:
+        return os.getpid()
+    try:
+        number = operator.index(pid)
+    except TypeError:
+        raise TypeError(f"pid must be an int or None, not {type(pid).__name__}") from None
+    if not 0 < number < 1 << 31:
+        raise ValueError(f"pid must be positive (None for this process), not {number}")
+    return number
+
+
+def _stat_fields(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+        return stat.read().rpartition(")")[2].split()
+
+
+def why_no_memory(pid: int) -> str:
+    """Why a process that may exist has no address space, in words."""
+    try:
+        fields = _stat_fields(pid)
+    except OSError:
+        return f"process {pid} does not exist"
+    if int(fields[6]) & PF_KTHREAD:
+        return f"process {pid} is a kernel thread: it has no memory of its own"
+    if fields[0] in ("Z", "X"):
+        return f"process {pid} is a zombie: it has exited, and its memory is gone"
+    return f"process {pid} has no memory: it has exited or replaced its program (execve)"
+
+
+def open_proc(pid: int, *names: str) -> list[Descriptor]:
+    """Opens /proc/PID/NAME for each name, all of the same process. ProcessLookupError, PermissionError."""
+    path = f"/proc/{pid}"
+    try:
+        directory = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        opened = []
+        for name in names:
+            path = f"/proc/{pid}/{name}"
+            opened.append(Descriptor(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory.fd)))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            raise ProcessLookupError(errno.ESRCH, why_no_memory(pid), path) from error
+        raise errors.explain(error, pid, path) from error
+    return opened

@@ -1,0 +1,356 @@
+"""PageMap: the pages of one process, asked for in one call, however large the process."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _pagemap, errors, process
+from .buffers import page_range
+from .categories import PAGE_SIZE, REGION_DTYPE
+from .features import address_space_end, features
+from .maps import VmaTable, read_vmas
+from .query import Query
+from .walk import IoctlWalk, ReadWalk, Walk, batches, regions_of
+
+RegionArray = npt.NDArray[np.void]
+Engine = Literal["auto", "scan", "read"]
+
+BATCH = 65536
+"""Regions in a buffer (1.5 MiB): large enough to forget the system call, small enough for the cache."""
+SMALL_RESULT = 4096
+"""Results up to so many regions are copied out of the warm buffer; larger ones take it along."""
+SMALL_RANGE = 128
+"""Ranges of so many pages are one system call into an array of that size."""
+MIN_CHUNK = 16 << 20
+"""Bytes of mapped memory that are worth handing to another thread."""
+CHUNKS_PER_WORKER = 8
+
+
+def _count(value: SupportsIndex, name: str, minimum: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {number}")
+    return number
+
+
+class PageMap:
+    """The pages of a process: which are resident, swapped, huge, written.
+
+    pid: the process, None for this one. engine: "scan" is the PAGEMAP_SCAN ioctl (Linux 6.7), "read"
+    gives the same answers from /proc/PID/pagemap and the VMA list, "auto" the better one that works
+    here. A context manager; the descriptors are freed by close().
+
+    The descriptors belong to the memory that the process had when they were opened: a recycled pid
+    never shows, and after execve or exit every call says ProcessLookupError. A PageMap of this process
+    refuses to work in a fork of it, where it would still show the parent. Threads may share it.
+
+    Raises ProcessLookupError (no such process, a kernel thread, a zombie), PermissionError (same rules
+    as ptrace: ptrace(2)), UnsupportedError (engine "scan" on a kernel without it), TypeError, ValueError.
+    """
+
+    def __init__(self, pid: SupportsIndex | None = None, *, engine: Engine = "auto") -> None:
+        self._pagemap: process.Descriptor | None = None
+        if engine not in ("auto", "scan", "read"):
+            raise ValueError(f"engine must be 'auto', 'scan' or 'read', not {engine!r}")
+        self._pid = process.check_pid(pid)
+        self._is_self = self._pid == os.getpid()
+        self._forks = process.fork_count
+        has_scan = features().scan
+        if engine == "scan" and not has_scan:
+            raise errors.UnsupportedError(features().why["scan"])
+        self._engine: Literal["scan", "read"] = "scan" if has_scan and engine != "read" else "read"
+        self._categories = int(
+            features().categories if self._engine == "scan" else features().read_categories
+        )
+        self._limit = address_space_end()
+        self._spare: list[_pagemap.RegionBuffer] = []
+        self._maps_lock = threading.Lock()
+        pagemap, self._maps = process.open_proc(self._pid, "pagemap", "maps")
+        self._pagemap = pagemap
+
+    # The life of it
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._pid
+
+    @property
+    def engine(self) -> Literal["scan", "read"]:
+        """The engine in use."""
+        return self._engine
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._pagemap is None
+
+    def fileno(self) -> int:
+        """The descriptor of /proc/PID/pagemap, open until close(). ValueError once closed."""
+        return self._open().fd
+
+    def close(self) -> None:
+        """Frees the descriptors; arrays that were returned stay valid. May be called twice."""
+        self._pagemap = None
+        self._spare.clear()
+
+    def __enter__(self) -> PageMap:
+        self._open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pagemap", None) is not None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else ""
+        return f"<PageMap pid={self._pid} engine={self._engine!r}{state}>"
+
+    def _open(self) -> process.Descriptor:
+        pagemap = self._pagemap
+        if pagemap is None:
+            raise ValueError("this PageMap is closed: open a new one")
+        if self._is_self and self._forks != process.fork_count:
+            raise RuntimeError(
+                f"this PageMap belongs to process {self._pid}, of which this one is a fork: it would show"
+                " the parent's pages; open a new PageMap here"
+            )
+        return pagemap
+
+    # Arguments
+
+    def _masks(self, query: Query) -> tuple[int, int, int, int]:
+        if not isinstance(query, Query):
+            raise TypeError(f"query must be a Query, not {type(query).__name__}")
+        masks = query.masks()
+        unknown = (masks[1] | masks[2] | masks[3]) & ~self._categories
+        if unknown:
+            names = "|".join(c.name or hex(c) for c in type(query.require)(unknown))
+            who = (
+                "this kernel"
+                if self._engine == "scan"
+                else "the `read` engine, which has just the pagemap entries,"
+            )
+            raise errors.UnsupportedError(f"{who} cannot tell {names}: see pagemap.features()")
+        return masks
+
+    def _range(self, start: SupportsIndex, end: SupportsIndex | None) -> tuple[int, int]:
+        return page_range(start, self._limit if end is None else end, self._limit)
+
+    def _walk(
+        self, pagemap: process.Descriptor, query: Query, start: int, end: int, budget: int | None
+    ) -> Walk:
+        masks = self._masks(query)
+        if self._engine == "scan":
+            return IoctlWalk(pagemap, masks, start, end, budget)
+        ranges = self.vmas().ranges(start, end)
+        return ReadWalk(pagemap, masks, start, end, budget, ranges)
+
+    def _explain(self, error: OSError) -> OSError:
+        if isinstance(error, errors.UnsupportedError | errors.StalledScanError) or error.filename:
+            return error
+        return errors.explain(error, self._pid, f"/proc/{self._pid}/pagemap")
+
+    # Questions
+
+    def scan(
+        self,
+        query: Query = Query.POPULATED,
+        *,
+        start: SupportsIndex = 0,
+        end: SupportsIndex | None = None,
+        max_pages: SupportsIndex | None = None,
+        workers: SupportsIndex = 1,
+    ) -> RegionArray:
+        """The pages that a query selects, as an array of REGION_DTYPE, shape (n,).
+
+        start, end: page-aligned addresses in bytes, end exclusive; the whole address space by default.
+        max_pages: the first so many matching pages, the last region cut short; 0 for none.
+        workers: threads that walk parts of the range at the same time.
+
+        The regions are sorted and disjoint, and neighbours that touch report different categories,
+        whatever the batching. A process that changes meanwhile is seen smeared over the time of the
+        scan. The array is the caller's own, and stays valid after close().
+
+        Raises ValueError and TypeError for bad arguments, UnsupportedError for a category that the
+        engine cannot tell, ProcessLookupError when the process has gone, StalledScanError.
+        """
+        pagemap = self._open()
+        masks = self._masks(query)
+        start, end = self._range(start, end)
+        budget = None if max_pages is None else _count(max_pages, "max_pages", 0)
+        threads = _count(workers, "workers", 1)
+        try:
+            if self._engine == "scan" and budget is None and end - start <= SMALL_RANGE * PAGE_SIZE:
+                return _scan_small(pagemap.fd, masks, start, end)
+            if threads > 1 and budget is None:
+                return self._scan_parallel(pagemap, query, start, end, threads)
+            return self._collect(self._walk(pagemap, query, start, end, budget))
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def iter_scan(
+        self,
+        query: Query = Query.POPULATED,
+        *,
+        start: SupportsIndex = 0,
+        end: SupportsIndex | None = None,
+        batch_size: SupportsIndex = BATCH,
+    ) -> Iterator[RegionArray]:
+        """The same answer as scan() in arrays of at most `batch_size` regions, none empty.
+
+        Memory stays bounded: a batch's buffer is used again when nobody holds its array any more.
+        Each array stays valid, and unchanged, for as long as it is held. Raises as scan() does: for bad
+        arguments at once, for a process that goes away when the next batch is asked for.
+        """
+        pagemap = self._open()
+        size = _count(batch_size, "batch_size", 1)
+        first, last = self._range(start, end)
+        walk = self._walk(pagemap, query, first, last, None)
+
+        def iterate() -> Iterator[RegionArray]:
+            try:
+                for batch in batches(walk, size):
+                    yield batch
+                    self._open()
+            except OSError as error:
+                raise self._explain(error) from error
+
+        return iterate()
+
+    def entries(self, start: SupportsIndex, end: SupportsIndex) -> npt.NDArray[np.uint64]:
+        """The raw 64-bit entries of /proc/PID/pagemap, one a page, shape (pages,).
+
+        Bits 0-54 PFN (0 without CAP_SYS_ADMIN) or swap location, 55 soft-dirty, 56 exclusively mapped,
+        57 uffd-wp, 58 guard region, 61 file or shared anonymous, 62 swapped, 63 present.
+        Source: Documentation/admin-guide/mm/pagemap.rst. Raises as scan() does.
+        """
+        pagemap = self._open()
+        first, last = self._range(start, end)
+        out = np.empty((last - first) // PAGE_SIZE, np.uint64)
+        try:
+            _pagemap.read_entries(pagemap.fd, first, out)
+        except OSError as error:
+            raise self._explain(error) from error
+        return out
+
+    def vmas(self) -> VmaTable:
+        """The VMAs of the process. Raises ProcessLookupError when it has gone."""
+        self._open()
+        maps = self._maps
+        # One reader at a time: concurrent readers of a seq_file make it start over for each other.
+        with self._maps_lock:
+            try:
+                return read_vmas(maps.fd, self._pid)
+            except OSError as error:
+                raise self._explain(error) from error
+
+    # How
+
+    def _take_buffer(self) -> _pagemap.RegionBuffer:
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return _pagemap.RegionBuffer(BATCH)
+
+    def _collect(self, walk: Walk) -> RegionArray:
+        buffer = self._take_buffer()
+        length = walk.fill(buffer)
+        while not walk.done:
+            buffer.resize(buffer.capacity * 2)
+            length = walk.fill(buffer, length)
+        return self._hand_over(buffer, length)
+
+    def _hand_over(self, buffer: _pagemap.RegionBuffer, length: int) -> RegionArray:
+        if length <= SMALL_RESULT:
+            result = regions_of(buffer, length).copy()
+            if not self._spare and buffer.capacity == BATCH and not self.closed:
+                self._spare.append(buffer)
+            return result
+        buffer.resize(length)
+        return regions_of(buffer, length)
+
+    def _scan_parallel(
+        self, pagemap: process.Descriptor, query: Query, start: int, end: int, threads: int
+    ) -> RegionArray:
+        cuts = _cut_points(self.vmas().ranges(start, end), start, end, threads)
+
+        def part(bounds: tuple[int, int]) -> tuple[_pagemap.RegionBuffer, int]:
+            walk = self._walk(pagemap, query, *bounds, None)
+            buffer = _pagemap.RegionBuffer(BATCH)
+            length = walk.fill(buffer)
+            while not walk.done:
+                buffer.resize(buffer.capacity * 2)
+                length = walk.fill(buffer, length)
+            return buffer, length
+
+        buffer, length = self._take_buffer(), 0
+        with ThreadPoolExecutor(threads, thread_name_prefix="pagemap") as pool:
+            for more, count in pool.map(part, itertools.pairwise(cuts)):
+                if length + count > buffer.capacity:
+                    buffer.resize(max(length + count, buffer.capacity * 2))
+                length = buffer.append(length, more, count)
+        return self._hand_over(buffer, length)
+
+
+def _scan_small(fd: int, masks: tuple[int, int, int, int], start: int, end: int) -> RegionArray:
+    vec = np.empty(max((end - start) // PAGE_SIZE, 1), REGION_DTYPE)
+    n, _ = _pagemap.pagemap_scan(
+        fd,
+        start,
+        end,
+        vec,
+        category_inverted=masks[0],
+        category_mask=masks[1],
+        category_anyof_mask=masks[2],
+        return_mask=masks[3],
+    )
+    return vec[:n]
+
+
+def _cut_points(ranges: npt.NDArray[np.uint64], start: int, end: int, threads: int) -> list[int]:
+    """Addresses that cut [start, end) into parts with about as much mapped memory each."""
+    sizes = (ranges[:, 1] - ranges[:, 0]).astype(np.float64)
+    mapped = float(sizes.sum())
+    parts = int(min(threads * CHUNKS_PER_WORKER, mapped // MIN_CHUNK))
+    if parts < 2:
+        return [start, end]
+    before = np.concatenate(([0.0], np.cumsum(sizes)))
+    inner = []
+    for k in range(1, parts):
+        target = mapped * k / parts
+        i = int(np.searchsorted(before, target, side="right")) - 1
+        address = int(ranges[i, 0]) + int(target - before[i])
+        inner.append(address // (2 << 20) * (2 << 20))
+    return [start, *sorted({a for a in inner if start < a < end}), end]
+
+
+def scan(
+    query: Query = Query.POPULATED,
+    *,
+    pid: SupportsIndex | None = None,
+    engine: Engine = "auto",
+    start: SupportsIndex = 0,
+    end: SupportsIndex | None = None,
+    max_pages: SupportsIndex | None = None,
+    workers: SupportsIndex = 1,
+) -> RegionArray:
+    """The pages of a process (None: this one) that a query selects: PageMap(pid).scan(query), in one call."""
+    with PageMap(pid, engine=engine) as pm:
+        return pm.scan(query, start=start, end=end, max_pages=max_pages, workers=workers)
