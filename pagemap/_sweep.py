@@ -1,0 +1,99 @@
+"""Step functions over addresses: the one algorithm behind the algebra on regions and the analyses.
+
+A sorted set of disjoint intervals is stored as its *bounds*, ``start0, end0, start1, end1, …``, one flat
+non-decreasing array: the number of bounds at or below an address is odd inside an interval and even outside.
+Two such arrays are two sorted runs, which a stable sort (timsort) merges in one pass without sorting.
+The work goes block by block, so that what is in between stays in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_BLOCK = 1 << 15
+
+
+def sweep(a: Array, b: Array) -> Iterator[tuple[Array, I64, I64]]:
+    """The bounds `a` and `b`, of one dtype, on one axis: blocks (at, in_a, in_b), in order.
+
+    at[k] are the distinct bounds, ascending; in_a[k] is how many bounds of `a` are at or below at[k]: from there
+    to the next bound one is inside interval ``in_a[k] // 2`` of `a` where that is odd. in_b likewise.
+    Empty intervals leave a bound, but nothing inside.
+    """
+    longer = a if a.size >= b.size else b
+    # Equal bounds never fall into two blocks.
+    pivots = longer[_BLOCK::_BLOCK]
+    cuts_a = [0, *np.searchsorted(a, pivots).tolist(), a.size]
+    cuts_b = [0, *np.searchsorted(b, pivots).tolist(), b.size]
+    for (a0, a1), (b0, b1) in zip(pairwise(cuts_a), pairwise(cuts_b), strict=True):
+        both = np.concatenate((a[a0:a1], b[b0:b1]))
+        order = np.argsort(both, kind="stable")
+        at = both[order]
+        last = np.flatnonzero(last_of_equal(at))
+        from_b = np.cumsum(order >= a1 - a0)[last]
+        yield at[last], last + (1 + a0) - from_b, from_b + b0
+
+
+def last_of_equal(sorted_values: Array) -> Bools:
+    """Marks the last of each run of equal values."""
+    last = np.ones(sorted_values.size, np.bool_)
+    np.not_equal(sorted_values[1:], sorted_values[:-1], out=last[:-1])
+    return last
+
+
+def stairs(values: Array) -> Array:
+    """A table to index with in_a or in_b: values[i] inside interval i, 0 outside."""
+    table = np.zeros(2 * values.size + 1, values.dtype)
+    table[1::2] = values
+    return table
+
+
+class Runs:
+    """Collects the maximal intervals on which a step function is defined and constant, from blocks in order.
+
+    From at[k] to the next bound the function is defined where inside[k], with values[…][k]; elsewhere the
+    values must be 0. After the very last bound it must be undefined.
+    """
+
+    def __init__(self, *dtypes: npt.DTypeLike) -> None:
+        """`dtypes`: of the bounds, and of each value."""
+        empty = [np.empty(0, dtype) for dtype in dtypes]
+        self._blocks: list[list[Array]] = [[empty[0], *empty]]
+        self._last: tuple[Any, ...] = (False,) * len(dtypes)
+
+    def add(self, at: Array, inside: Bools, *values: Array) -> None:
+        if not at.size:
+            return
+        columns = (inside, *values)
+        change = np.zeros(at.size, np.bool_)
+        for column, last in zip(columns, self._last, strict=True):
+            change[0] |= column[0] != last
+            change[1:] |= column[1:] != column[:-1]
+        steps = np.flatnonzero(change)
+        opens = inside[steps]
+        closes = np.empty_like(opens)
+        closes[:1], closes[1:] = self._last[0], opens[:-1]
+        starts = steps.compress(opens)
+        self._blocks.append([at[starts], at[steps.compress(closes)], *(value[starts] for value in values)])
+        self._last = tuple(column[-1] for column in columns)
+
+    def result(self) -> list[Array]:
+        """[start, end, value…], ascending and disjoint; neighbours that touch differ in a value."""
+        return [np.concatenate(column) for column in zip(*self._blocks, strict=True)]
+
+    def structured(self, dtype: np.dtype[Any]) -> Array:
+        """The same as one array of `dtype`, whose fields are start, end, value…"""
+        table = np.empty(sum(block[0].size for block in self._blocks), dtype)
+        for name, column in zip(dtype.names or (), zip(*self._blocks, strict=True), strict=True):
+            np.concatenate(column, out=table[name])
+        return table
