@@ -54,6 +54,7 @@ typedef struct {
     PyObject_HEAD
     struct pmu_page_region *regions;
     size_t capacity;   /* regions that fit */
+    size_t length;     /* regions that the last scan, read or append left: what an interrupted caller salvages */
     size_t map_length; /* bytes mapped */
     atomic_long hold;
 } RegionBuffer;

@@ -249,6 +249,7 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         if (request.max_pages != 0 && result.pages >= request.max_pages) {
             resume = self->regions[length - 1].end;
         }
+        self->length = length;
     }
     Py_END_ALLOW_THREADS
 
@@ -302,6 +303,7 @@ region_buffer_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
                         room, &result);
     if (error == 0) {
         length = merge_touching(self->regions, at, at + result.count, (uint64_t)sysconf(_SC_PAGESIZE), &pages);
+        self->length = length;
     }
     Py_END_ALLOW_THREADS
 
@@ -351,6 +353,7 @@ region_buffer_append(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     Py_BEGIN_ALLOW_THREADS
     memcpy(self->regions + at, other->regions, count * REGION_SIZE);
     length = merge_touching(self->regions, at, at + count, (uint64_t)sysconf(_SC_PAGESIZE), &pages);
+    self->length = length;
     Py_END_ALLOW_THREADS
 
     answer = PyLong_FromSize_t(length);
@@ -382,6 +385,9 @@ region_buffer_resize(PyObject *object, PyObject *capacity_object)
         self->map_length = length;
     }
     self->capacity = (size_t)capacity;
+    if (self->length > self->capacity) {
+        self->length = self->capacity;
+    }
     writer_release(self);
     Py_RETURN_NONE;
 }
@@ -390,6 +396,12 @@ static PyObject *
 region_buffer_capacity(PyObject *object, void *Py_UNUSED(closure))
 {
     return PyLong_FromSize_t(((RegionBuffer *)object)->capacity);
+}
+
+static PyObject *
+region_buffer_length(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(((RegionBuffer *)object)->length);
 }
 
 static PyObject *
@@ -417,6 +429,7 @@ static PyMethodDef region_buffer_methods[] = {
 
 static PyGetSetDef region_buffer_getset[] = {
     {"capacity", region_buffer_capacity, NULL, PyDoc_STR("regions that fit"), NULL},
+    {"length", region_buffer_length, NULL, PyDoc_STR("regions that the last scan, read or append left"), NULL},
     {"exports", region_buffer_exports, NULL, PyDoc_STR("views of the memory that exist"), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
