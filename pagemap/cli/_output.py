@@ -1,0 +1,85 @@
+"""What commands print: consoles, sizes, tables of VMAs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pagemap import PAGE_SIZE, Category
+
+from ._params import label
+
+_WIDE = 10_000
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on stdout (or `stream`): colours and a terminal's width on a terminal; neither in a pipe."""
+    file = sys.stdout if stream is None else stream
+    reconfigure = getattr(file, "reconfigure", None)
+    if reconfigure is not None:
+        # A file name that is not UTF-8 must not end the program.
+        reconfigure(errors="backslashreplace")
+    terminal = file.isatty()
+    return Console(
+        file=file,
+        force_terminal=terminal,
+        width=None if terminal else _WIDE,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: "0", "4 KiB", "1.5 MiB", "12 GiB"."""
+    if not nbytes:
+        return "0"
+    value, unit = float(nbytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if value >= 100 or value == int(value) else f"{value:.1f} {unit}"
+
+
+def pages(count: int) -> str:
+    """A number of pages as a size; "-" for none."""
+    return size(count * PAGE_SIZE) if count else "-"
+
+
+def new_table() -> Table:
+    """The look of every table."""
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+
+
+def pages_table(
+    lead: Sequence[str],
+    rows: Iterable[tuple[Sequence[str], Any, str]],
+    total: tuple[Sequence[str], dict[Category, int]],
+    categories: Sequence[Category],
+) -> Table:
+    """Pages by category: columns `lead`, one for each category, and a name.
+
+    rows: (texts of the lead columns, a record of pagemap.regions.VMA_PAGES_DTYPE, name).
+    total: (texts of the lead columns, pages by category). Counts are shown as sizes.
+    """
+    table = new_table()
+    for heading in lead:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for category in categories:
+        table.add_column(label(category), justify="right", no_wrap=True)
+    table.add_column("name", overflow="fold")
+    for texts, record, name in rows:
+        counts = (pages(int(record[str(category.name)])) for category in categories)
+        table.add_row(*texts, *counts, Text(name))
+    table.add_section()
+    texts, by_category = total
+    sums = (pages(by_category[category]) for category in categories)
+    table.add_row(*texts, *sums, Text("total"), style="bold")
+    return table

@@ -1,0 +1,73 @@
+"""Types of the command line's arguments."""
+
+from __future__ import annotations
+
+import os
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import click
+
+from pagemap import PAGE_SIZE, Category
+
+_LABELS = {Category.PFNZERO: "zero"}
+
+
+def label(category: Category) -> str:
+    """What people read and type for a category: its name in lower case, "zero" for PFNZERO."""
+    return _LABELS.get(category) or (category.name or hex(category)).lower()
+
+
+class ProcessId(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+    """The number of a process, or `self` for this command's own."""
+
+    name = "PID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "self":
+            return os.getpid()
+        try:
+            pid = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no process id: give a number (see pgrep, ps), or `self`", param, ctx)
+        if pid <= 0:
+            self.fail(f"a process id is positive, not {pid}", param, ctx)
+        return pid
+
+
+class Address(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+    """A page-aligned address in bytes: 0x7f00…, or decimal."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            address = int(str(value), 0)
+        except ValueError:
+            self.fail(f"{value!r} is no address: give 0x7f… or a decimal number of bytes", param, ctx)
+        if address < 0 or address % PAGE_SIZE:
+            self.fail(f"{value} is no multiple of the page size, {PAGE_SIZE}", param, ctx)
+        return address
+
+
+class CategoryName(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+    """A category by its name, in either case."""
+
+    name = "category"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Category:
+        if isinstance(value, Category):
+            return value
+        known = {
+            text: category for category in Category for text in (label(category), str(category.name).lower())
+        }
+        if str(value).lower() not in known:
+            listed = ", ".join(label(category) for category in Category)
+            self.fail(f"{value!r} is no category; the categories are: {listed}", param, ctx)
+        return known[str(value).lower()]
+
+
+def combined(categories: tuple[Category, ...]) -> Category:
+    """All of them in one."""
+    return reduce(or_, categories, Category(0))
