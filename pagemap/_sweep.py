@@ -8,9 +8,9 @@ The work goes block by block, so that what is in between stays in the processor'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,27 @@ Bools = npt.NDArray[np.bool_]
 _BLOCK = 1 << 15
 
 
+class HasArray(Protocol):
+    """A VmaTable, or what looks like one: `array` has the fields start and end, in bytes."""
+
+    @property
+    def array(self) -> Array: ...
+
+
+def ranges_of(vmas: HasArray | Array) -> tuple[U64, U64]:
+    """(start, end) of each VMA, in bytes; TypeError for what has none."""
+    array = vmas if isinstance(vmas, np.ndarray) else getattr(vmas, "array", None)
+    names = getattr(getattr(array, "dtype", None), "names", None) or ()
+    if array is None or not {"start", "end"} <= set(names):
+        raise TypeError("vmas must be a VmaTable or a structured array with the fields start and end")
+    return np.ascontiguousarray(array["start"], np.uint64), np.ascontiguousarray(array["end"], np.uint64)
+
+
 def sweep(a: Array, b: Array) -> Iterator[tuple[Array, I64, I64]]:
     """The bounds `a` and `b`, of one dtype, on one axis: blocks (at, in_a, in_b), in order.
 
-    at[k] are the distinct bounds, ascending; in_a[k] is how many bounds of `a` are at or below at[k]: from there
-    to the next bound one is inside interval ``in_a[k] // 2`` of `a` where that is odd. in_b likewise.
+    at[k] are the distinct bounds, ascending; in_a[k] is how many bounds of `a` are at or below at[k]. Where
+    that is odd, one is inside interval ``in_a[k] // 2`` of `a` from at[k] to the next bound. in_b likewise.
     Empty intervals leave a bound, but nothing inside.
     """
     longer = a if a.size >= b.size else b
@@ -49,6 +65,28 @@ def last_of_equal(sorted_values: Array) -> Bools:
     last = np.ones(sorted_values.size, np.bool_)
     np.not_equal(sorted_values[1:], sorted_values[:-1], out=last[:-1])
     return last
+
+
+def measure(bounds: U64, weights: Sequence[U64], low: U64, high: U64) -> U64:
+    """The weighted length of the intervals within each range [low, high): shape ``(len(weights), low.size)``.
+
+    Each of `weights` gives every interval its weight for a unit of length. What lies below an address is all
+    intervals before, and a part of the one that holds it. Sums may wrap: their differences are right all the
+    same, as long as the answer fits.
+    """
+    if not bounds.size:
+        return np.zeros((len(weights), low.size), np.uint64)
+    starts, ends = bounds[::2], bounds[1::2]
+    limits = np.concatenate((low, high))
+    holder = np.maximum(np.searchsorted(starts, limits, "right"), 1) - 1
+    part = limits.clip(starts[holder], ends[holder]) - starts[holder]
+    lengths = ends - starts
+    below = np.empty((len(weights), limits.size), np.uint64)
+    for row, weight in zip(below, weights, strict=True):
+        before = np.zeros(lengths.size, np.uint64)
+        np.cumsum(lengths[:-1] * weight[:-1], out=before[1:])
+        row[:] = before[holder] + part * weight[holder]
+    return below[:, low.size :] - below[:, : low.size]
 
 
 def stairs(values: Array) -> Array:

@@ -28,12 +28,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from ._sweep import U64, Bools, Runs, last_of_equal, stairs, sweep
+from ._sweep import U64, Bools, HasArray, Runs, last_of_equal, measure, ranges_of, stairs, sweep
 from .categories import PAGE_SIZE, REGION_DTYPE, Category
 from .query import Query
 
@@ -46,11 +46,6 @@ VMA_PAGES_DTYPE = np.dtype(
     [("start", "<u8"), ("end", "<u8"), ("pages", "<u8"), *((str(c.name), "<u8") for c in _NAMED)]
 )
 """A row of `by_vma`: start, end (bytes); pages, PRESENT, SWAPPED, … (pages, one field for each Category)."""
-
-
-class _HasArray(Protocol):
-    @property
-    def array(self) -> npt.NDArray[Any]: ...
 
 
 def page_count(r: Regions) -> int:
@@ -200,7 +195,7 @@ def totals(r: Regions) -> dict[Category, int]:
     return counts
 
 
-def by_vma(r: Regions, vmas: _HasArray | npt.NDArray[Any]) -> npt.NDArray[Any]:
+def by_vma(r: Regions, vmas: HasArray | npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Pages by category for each VMA: an array of VMA_PAGES_DTYPE, row i for VMA i of `vmas`.
 
     `vmas` is a VmaTable, any object with such an `array`, or a structured array with the fields start and end
@@ -208,34 +203,18 @@ def by_vma(r: Regions, vmas: _HasArray | npt.NDArray[Any]) -> npt.NDArray[Any]:
     Category, so ``table["PRESENT"]``. A region that reaches across VMAs counts in each with its part there.
     The cost is a pass over `r` for each category that occurs, and a search for each VMA.
     """
-    array = vmas if isinstance(vmas, np.ndarray) else getattr(vmas, "array", None)
-    names = getattr(getattr(array, "dtype", None), "names", None) or ()
-    if array is None or not {"start", "end"} <= set(names):
-        raise TypeError("vmas must be a VmaTable or a structured array with the fields start and end")
+    start, end = ranges_of(vmas)
     bounds, categories = _columns(r)
-    pages = _pages(bounds)
-    table = np.zeros(array.size, VMA_PAGES_DTYPE)
-    table["start"], table["end"] = array["start"], array["end"]
-    limits = np.concatenate((table["start"], table["end"]))
-    if not bounds.size:
-        return table
-
-    # Pages below an address: those of all regions before, and the part of the region that holds it.
-    before = np.searchsorted(bounds[::2], limits, "right").astype(np.intp)
-    holder = np.maximum(before, 1) - 1
-    start, end = bounds[::2][holder], bounds[1::2][holder]
-    part = (limits.clip(start, end) - start) // np.uint64(PAGE_SIZE)
-
-    def count(weight: U64, selected: Bools | None) -> U64:
-        below: U64 = np.concatenate(([np.uint64(0)], np.cumsum(weight, dtype=np.uint64)))[holder]
-        below += part if selected is None else part * selected[holder]
-        return below[array.size :] - below[: array.size]
-
-    table["pages"] = count(pages, None)
+    _check_aligned(bounds)
+    table = np.zeros(start.size, VMA_PAGES_DTYPE)
+    table["start"], table["end"] = start, end
+    weights = {"pages": np.ones_like(categories)}
     for category in _NAMED:
-        selected = (categories & np.uint64(category)) != 0
-        if selected.any():
-            table[category.name] = count(pages * selected, selected)
+        weight = (categories & np.uint64(category)) // np.uint64(category)
+        if weight.any():
+            weights[str(category.name)] = weight
+    for name, lengths in zip(weights, measure(bounds, [*weights.values()], start, end), strict=True):
+        table[name] = lengths // np.uint64(PAGE_SIZE)
     return table
 
 
