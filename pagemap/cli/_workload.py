@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import sys
 from typing import Any
 
@@ -31,10 +32,17 @@ def array(nbytes: int, flags: int, advice: int | None) -> npt.NDArray[Any]:
     return np.frombuffer(memory, np.uint8)
 
 
+def say(line: str) -> None:
+    try:
+        os.write(sys.stdout.fileno(), f"{line}\n".encode())
+    except BrokenPipeError:
+        raise SystemExit(0) from None  # nobody is there any more
+
+
 def tell(name: str, memory: npt.NDArray[Any], touched: int, how: str) -> None:
     start = memory.ctypes.data
     part = {"name": name, "start": start, "end": start + memory.nbytes, "pages": touched, "how": how}
-    print(json.dumps(part), flush=True)
+    say(json.dumps(part))
 
 
 def main() -> None:
@@ -72,7 +80,7 @@ def main() -> None:
     tell("reserve", reserve := array(8 * unit, PRIVATE, mmap.MADV_NOHUGEPAGE), 0, "never touched")
     keep.append(reserve)
 
-    print("ready", flush=True)
+    say("ready")
     sys.stdin.read()
 
 
