@@ -11,6 +11,10 @@
 #include <unistd.h>
 
 enum { HOLD_WRITER = -1 };
+/* One system call fills at most so many regions (384 KiB): they are looked at while they are in the cache. */
+enum { STEP_REGIONS = 16384 };
+/* What a transparent huge page is, or a multiple of it, wherever Linux runs with pages of 4 KiB. */
+static const size_t HUGE_SIZE = (size_t)2 << 20;
 
 static const size_t REGION_SIZE = sizeof(struct pmu_page_region);
 
@@ -23,8 +27,9 @@ writer_acquire(RegionBuffer *self)
     if (atomic_compare_exchange_strong(&self->hold, &idle, HOLD_WRITER)) {
         return 0;
     }
-    PyErr_SetString(PyExc_BufferError, idle == HOLD_WRITER ? "the RegionBuffer is being written by another thread"
-                                                           : "the RegionBuffer has views: release them first");
+    PyErr_SetString(PyExc_BufferError, idle == HOLD_WRITER
+                                           ? "the RegionBuffer is being written by another thread"
+                                           : "the RegionBuffer has views: release them first");
     return -1;
 }
 
@@ -140,32 +145,25 @@ region_buffer_releasebuffer(PyObject *object, Py_buffer *Py_UNUSED(view))
     atomic_fetch_sub(&((RegionBuffer *)object)->hold, 1);
 }
 
-/* Merges neighbours that touch and report the same into one, in place, from `from` on (and `from` with
- * the one before it); counts the pages of the regions from `from` on. Returns the new length. */
+/*
+ * Merges neighbours that touch and report the same into one, in place, from `from` on (and `from` with
+ * the one before it). Returns the new length. Engines coalesce within a step, so as a rule nothing is to
+ * be merged: but for the border between two steps that takes a page that changed while the kernel had let
+ * go of the mmap lock. Looking for neighbours that touch, without a branch, is what the rule costs.
+ */
 static size_t
-merge_touching(struct pmu_page_region *regions, size_t from, size_t length, uint64_t page_size, uint64_t *pages)
+merge_touching(struct pmu_page_region *regions, size_t from, size_t length)
 {
     size_t last = from > 0 ? from - 1 : 0;
-    size_t i = from > 0 ? from : 1;
-    uint64_t bytes = 0;
+    unsigned touching = 0;
 
-    if (length == from) {
-        *pages = 0;
+    for (size_t i = last + 1; i < length; i++) {
+        touching |= regions[i].start == regions[i - 1].end;
+    }
+    if (!touching) {
         return length;
     }
-    for (size_t k = from; k < length; k++) {
-        bytes += regions[k].end - regions[k].start;
-    }
-    *pages = bytes / page_size;
-    /* The kernel coalesces within a walk, so as a rule nothing is to be merged: look first, move then. */
-    while (i < length && !(regions[i].start == regions[i - 1].end &&
-                           regions[i].categories == regions[i - 1].categories)) {
-        i++;
-    }
-    if (i >= length) {
-        return length;
-    }
-    for (last = i - 1; i < length; i++) {
+    for (size_t i = last + 1; i < length; i++) {
         if (regions[i].start == regions[last].end && regions[i].categories == regions[last].categories) {
             regions[last].end = regions[i].end;
         } else {
@@ -173,6 +171,17 @@ merge_touching(struct pmu_page_region *regions, size_t from, size_t length, uint
         }
     }
     return last + 1;
+}
+
+static uint64_t
+count_pages(const struct pmu_page_region *regions, size_t count)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        bytes += regions[i].end - regions[i].start;
+    }
+    return bytes / (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 static int
@@ -238,14 +247,14 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     if (arg_at(self, args[0], &at) < 0) {
         goto done;
     }
-    room = self->capacity - at;
+    room = self->capacity - at < STEP_REGIONS ? self->capacity - at : STEP_REGIONS;
 
-    Py_BEGIN_ALLOW_THREADS
-    error = scan_ioctl(fd, &request, self->regions + at, room, &result.walk_end, &result.count);
+    Py_BEGIN_ALLOW_THREADS error =
+        scan_ioctl(fd, &request, self->regions + at, room, &result.walk_end, &result.count);
     if (error == 0) {
         resume = scan_resume(&request, &result, room, self->regions + at);
-        length = merge_touching(self->regions, at, at + result.count, (uint64_t)sysconf(_SC_PAGESIZE),
-                                &result.pages);
+        result.pages = request.max_pages == 0 ? 0 : count_pages(self->regions + at, result.count);
+        length = merge_touching(self->regions, at, at + result.count);
         if (request.max_pages != 0 && result.pages >= request.max_pages) {
             resume = self->regions[length - 1].end;
         }
@@ -253,7 +262,8 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     }
     Py_END_ALLOW_THREADS
 
-    if (error != 0) {
+        if (error != 0)
+    {
         errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
         goto done;
@@ -273,15 +283,14 @@ region_buffer_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     scan_result result = {0};
     Py_buffer ranges = {.obj = NULL};
     PyObject *answer = NULL;
-    uint64_t at, pages;
+    uint64_t at;
     size_t room, length = 0;
     int fd, error;
 
     if (arg_count("read", nargs, 10) < 0 || arg_u64(args[0], "at", &at) < 0 ||
         arg_int(args[1], "fd", &fd) < 0 || arg_u64(args[3], "start", &request.start) < 0 ||
         arg_u64(args[4], "end", &request.end) < 0 || arg_u64(args[5], "max_pages", &request.max_pages) < 0 ||
-        arg_selection(args + 6, &request.select) < 0 ||
-        PyObject_GetBuffer(args[2], &ranges, PyBUF_ND) < 0) {
+        arg_selection(args + 6, &request.select) < 0 || PyObject_GetBuffer(args[2], &ranges, PyBUF_ND) < 0) {
         return NULL;
     }
     if (ranges.len % (Py_ssize_t)sizeof(uint64_t[2]) != 0 || ranges.itemsize != sizeof(uint64_t)) {
@@ -298,16 +307,16 @@ region_buffer_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     }
     room = self->capacity - at;
 
-    Py_BEGIN_ALLOW_THREADS
-    error = read_ranges(fd, ranges.buf, (size_t)ranges.len / sizeof(uint64_t[2]), &request, self->regions + at,
-                        room, &result);
+    Py_BEGIN_ALLOW_THREADS error = read_ranges(fd, ranges.buf, (size_t)ranges.len / sizeof(uint64_t[2]),
+                                               &request, self->regions + at, room, &result);
     if (error == 0) {
-        length = merge_touching(self->regions, at, at + result.count, (uint64_t)sysconf(_SC_PAGESIZE), &pages);
+        length = merge_touching(self->regions, at, at + result.count);
         self->length = length;
     }
     Py_END_ALLOW_THREADS
 
-    if (error != 0) {
+        if (error != 0)
+    {
         errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
         goto done;
@@ -319,14 +328,15 @@ done:
     return answer;
 }
 
-/* append(at, other, count) -> length: the first `count` regions of another RegionBuffer, merged at the border. */
+/* append(at, other, count) -> length: the first `count` regions of another RegionBuffer, merged at the
+ * border. */
 static PyObject *
 region_buffer_append(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
     RegionBuffer *self = (RegionBuffer *)object;
     RegionBuffer *other;
     PyObject *answer = NULL;
-    uint64_t at, count, pages;
+    uint64_t at, count;
     size_t length = 0;
 
     if (arg_count("append", nargs, 3) < 0 || arg_u64(args[0], "at", &at) < 0 ||
@@ -350,17 +360,61 @@ region_buffer_append(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         goto done;
     }
 
-    Py_BEGIN_ALLOW_THREADS
-    memcpy(self->regions + at, other->regions, count * REGION_SIZE);
-    length = merge_touching(self->regions, at, at + count, (uint64_t)sysconf(_SC_PAGESIZE), &pages);
+    Py_BEGIN_ALLOW_THREADS memcpy(self->regions + at, other->regions, count * REGION_SIZE);
+    length = merge_touching(self->regions, at, at + count);
     self->length = length;
     Py_END_ALLOW_THREADS
 
-    answer = PyLong_FromSize_t(length);
+        answer = PyLong_FromSize_t(length);
 done:
     writer_release(other);
     writer_release(self);
     return answer;
+}
+
+/*
+ * Moves the mapping to where its present end is a boundary of huge pages and makes it `*length` bytes long,
+ * rounded up so that its new end is one, too. What is new is then populated in huge pages where the system
+ * has them: in one fault of 40 us, not 512 of 1 us each. The pages that are there move, not their bytes.
+ * NULL when that is not to be had. A failing mremap may leave the reservation behind: address space only.
+ */
+static void *
+grow_huge(RegionBuffer *self, size_t *length)
+{
+    size_t grown = self->map_length + (*length - self->map_length + HUGE_SIZE - 1) / HUGE_SIZE * HUGE_SIZE;
+    size_t reserved = grown + HUGE_SIZE;
+    size_t head;
+    char *memory;
+    char *reservation = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (reservation == MAP_FAILED) {
+        return NULL;
+    }
+    head = (HUGE_SIZE - ((uintptr_t)reservation + self->map_length) % HUGE_SIZE) % HUGE_SIZE;
+    memory = reservation + head;
+    if (head > 0) {
+        munmap(reservation, head);
+    }
+    munmap(memory + grown, reserved - head - grown);
+    if (mremap(self->regions, self->map_length, grown, MREMAP_MAYMOVE | MREMAP_FIXED, memory) == MAP_FAILED) {
+        return NULL;
+    }
+    madvise(memory, grown, MADV_HUGEPAGE);
+    *length = grown;
+    return memory;
+}
+
+static PyObject *
+region_buffer_clear(PyObject *object, PyObject *Py_UNUSED(unused))
+{
+    RegionBuffer *self = (RegionBuffer *)object;
+
+    if (writer_acquire(self) < 0) {
+        return NULL;
+    }
+    self->length = 0;
+    writer_release(self);
+    Py_RETURN_NONE;
 }
 
 static PyObject *
@@ -375,8 +429,12 @@ region_buffer_resize(PyObject *object, PyObject *capacity_object)
         writer_acquire(self) < 0) {
         return NULL;
     }
-    if (length != self->map_length) {
-        memory = mremap(self->regions, self->map_length, length, MREMAP_MAYMOVE);
+    /* A mapping that grew is longer than its capacity asks for: growing into that costs nothing. */
+    if (capacity > self->capacity ? length > self->map_length : length < self->map_length) {
+        memory = length >= self->map_length + HUGE_SIZE ? grow_huge(self, &length) : NULL;
+        if (memory == NULL) {
+            memory = mremap(self->regions, self->map_length, length, MREMAP_MAYMOVE);
+        }
         if (memory == MAP_FAILED) {
             writer_release(self);
             return PyErr_NoMemory();
@@ -416,12 +474,14 @@ static PyMethodDef region_buffer_methods[] = {
     {"scan", (PyCFunction)(void (*)(void))region_buffer_scan, METH_FASTCALL,
      PyDoc_STR("scan(at, fd, start, end, max_pages, flags, inverted, mask, anyof, report)\n"
                "-> (length, resume, pages): one PAGEMAP_SCAN into the room behind `at` regions. resume:\n"
-               "where the next walk has to start, `end` when the range is done; pages: of the new regions.")},
+               "where the next walk has to start, `end` when the range is done; pages: of the new regions,\n"
+               "0 where there is no max_pages.")},
     {"read", (PyCFunction)(void (*)(void))region_buffer_read, METH_FASTCALL,
      PyDoc_STR("read(at, fd, ranges, start, end, max_pages, inverted, mask, anyof, report)\n"
                "-> (length, resume, pages): the same from /proc/PID/pagemap entries.")},
     {"append", (PyCFunction)(void (*)(void))region_buffer_append, METH_FASTCALL,
      PyDoc_STR("append(at, other, count) -> length")},
+    {"clear", region_buffer_clear, METH_NOARGS, PyDoc_STR("clear(): length 0; BufferError while views exist.")},
     {"resize", region_buffer_resize, METH_O,
      PyDoc_STR("resize(capacity): grow or shrink without copying; BufferError while views exist.")},
     {NULL, NULL, 0, NULL},
@@ -429,13 +489,15 @@ static PyMethodDef region_buffer_methods[] = {
 
 static PyGetSetDef region_buffer_getset[] = {
     {"capacity", region_buffer_capacity, NULL, PyDoc_STR("regions that fit"), NULL},
-    {"length", region_buffer_length, NULL, PyDoc_STR("regions that the last scan, read or append left"), NULL},
+    {"length", region_buffer_length, NULL, PyDoc_STR("regions that the last scan, read or append left"),
+     NULL},
     {"exports", region_buffer_exports, NULL, PyDoc_STR("views of the memory that exist"), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot region_buffer_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("RegionBuffer(capacity): memory for `capacity` regions, outside the Python heap.")},
+    {Py_tp_doc,
+     (void *)PyDoc_STR("RegionBuffer(capacity): memory for `capacity` regions, outside the Python heap.")},
     {Py_tp_new, region_buffer_new},
     {Py_tp_dealloc, region_buffer_dealloc},
     {Py_tp_methods, region_buffer_methods},
