@@ -70,7 +70,7 @@ def smaps(start, end, pid="self"):
                 found[-1][2][head[:-1]] = line.partition(":")[2].strip()
             else:
                 low, _, high = head.partition("-")
-                found.append((int(low, 16), int(high, 16), {}))
+                found.append((int(low, 16), int(high, 16), {"range": (int(low, 16), int(high, 16))}))
     return [vma for vma in found if vma[0] < end and start < vma[1]]
 
 
@@ -84,49 +84,42 @@ def sees_frames():
 def pages(start, end, engine="scan", pid="self"):
     """{address: categories} of each mapped page between two addresses: what an engine is to see.
 
-    WRITTEN is told inside registered memory only: elsewhere it means nothing. The engines differ in one
-    page: the entries of the huge zero page say FILE (pagemap_pmd_range), PAGEMAP_SCAN does not
-    (pagemap_thp_category).
+    WRITTEN is told inside registered memory only: elsewhere it means nothing. The engines differ in two
+    things: the entries of the huge zero page say FILE (pagemap_pmd_range), PAGEMAP_SCAN does not
+    (pagemap_thp_category); and PAGEMAP_SCAN passes over mappings of bare frames such as vvar
+    (pagemap_scan_test_walk), where the entries are zeros.
     """
-    entry = {}
-    for low, high, _ in maps(pid):
+    told = {}
+    frames = {}
+    for low, high, fields in smaps(start, end, pid):
+        flags = fields["VmFlags"].split()
         low, high = max(low, start), min(high, end)
-        if low < high:
-            entry.update(zip(range(low, high, PAGE), entries(low, high, pid), strict=True))
-    told = {
-        address: sum(category for bit, category in IN_ENTRIES.items() if word & bit)
-        for address, word in entry.items()
-    }
-    vmas = smaps(start, end, pid)
-    for low, high, fields in vmas:
-        inside = range(max(low, start), min(high, end), PAGE)
-        if fields["KernelPageSize"] == "2048 kB":
-            for address in inside:
-                told[address] |= HUGE
-        elif huge := _huge_blocks(low, high, fields, pid):
-            for address in inside:
-                if address // PMD * PMD in huge:
-                    told[address] |= HUGE
-        if "uw" in fields["VmFlags"].split():
-            for address in inside:
-                told[address] |= WPALLOWED | (0 if entry[address] & ENTRY_WRITE_PROTECTED else WRITTEN)
-    zero = {}
-    for address, word in entry.items():
-        if word >> 63 and word & PFN:
-            frame = word & PFN
-            if frame not in zero:
-                zero[frame] = bool(words("/proc/kpageflags", frame, 1)[0] & KPF_ZERO_PAGE)
-            if zero[frame]:
-                told[address] = told[address] & ~(FILE if engine == "scan" else 0) | PFNZERO
+        if "pf" in flags and engine == "scan":
+            continue
+        hugetlb = fields["KernelPageSize"] == "2048 kB"
+        huge = set() if hugetlb else _huge_blocks(fields, pid)
+        for address, entry in zip(range(low, high, PAGE), entries(low, high, pid), strict=True):
+            bits = sum(category for bit, category in IN_ENTRIES.items() if entry & bit)
+            if hugetlb or address // PMD * PMD in huge:
+                bits |= HUGE
+            if "uw" in flags:
+                bits |= WPALLOWED | (0 if entry & ENTRY_WRITE_PROTECTED else WRITTEN)
+            frame = entry & PFN if entry >> 63 else 0
+            if frame not in frames:
+                frames[frame] = frame and words("/proc/kpageflags", frame, 1)[0]
+            if frames[frame] & KPF_ZERO_PAGE:
+                bits = bits & ~(FILE if engine == "scan" else 0) | PFNZERO
+            told[address] = bits
     return told
 
 
-def _huge_blocks(low, high, fields, pid):
+def _huge_blocks(fields, pid):
     """The 2 MiB blocks of a VMA that one page-table entry maps.
 
     Frames in a row, from a frame that is a multiple of 512 on, may also be 512 entries. smaps counts in bytes
     how much is really mapped huge; the huge zero page it leaves out, but that is never mapped in parts.
     """
+    low, high = fields["range"]
     whole, zero = set(), set()
     for block in range(-(-low // PMD) * PMD, high // PMD * PMD, PMD):
         first = entries(block, block + PAGE, pid)[0]
