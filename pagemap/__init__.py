@@ -8,17 +8,23 @@ from .features import Features, features
 from .maps import VMA_DTYPE, Vma, VmaTable
 from .query import Query
 from .scanner import PageMap, scan
+from .softdirty import SoftDirtyTracker
+from .tracker import DirtyTracker, track
+from .tracking import Tracker
 
 __all__ = [
     "PAGE_SIZE",
     "REGION_DTYPE",
     "VMA_DTYPE",
     "Category",
+    "DirtyTracker",
     "Features",
     "PageMap",
     "Query",
     "ScanFlag",
+    "SoftDirtyTracker",
     "StalledScanError",
+    "Tracker",
     "UnsupportedError",
     "Vma",
     "VmaTable",
@@ -26,4 +32,5 @@ __all__ = [
     "pagemap_scan",
     "scan",
     "span",
+    "track",
 ]

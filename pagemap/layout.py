@@ -1,0 +1,163 @@
+"""How the VMAs of a process have to be tracked: pure NumPy on a VMA table.
+
+Three kinds of memory need different care:
+
+- *hugetlb* is never given to a write-protecting scan: released kernels hang in it (fs/proc/task_mmu.c,
+  pagemap_scan_pte_hole before mid 2026), and refuse parts of a huge page.
+- *private file mappings* keep the protection marker when MADV_DONTNEED drops the process's own copy of a
+  page (mm/memory.c, zap_pte_range): the content changes back, and no scan says so.
+- everything else is reported and reset by one PAGEMAP_SCAN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import regions
+from .categories import PAGE_SIZE, REGION_DTYPE
+from .maps import VmaTable
+
+Regions = npt.NDArray[Any]
+
+PROT_WRITE = 2
+
+
+def region_array(starts: npt.ArrayLike, ends: npt.ArrayLike) -> Regions:
+    """Regions without categories from their bounds in bytes."""
+    starts = np.asarray(starts, np.uint64)
+    array = np.zeros(len(starts), REGION_DTYPE)
+    array["start"], array["end"] = starts, np.asarray(ends, np.uint64)
+    return array
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Memory by the care that it needs: region arrays without categories, sorted and disjoint."""
+
+    plain: Regions
+    """Reported and reset by one scan; contains `copied`."""
+    copied: Regions
+    """Private file mappings, whose own copies may be dropped behind the scan's back."""
+    huge: Regions
+    """hugetlb."""
+    opaque: Regions
+    """Writable memory that cannot be registered: its populated pages count as written each round."""
+
+    def everything(self) -> Regions:
+        return regions.union(regions.union(self.plain, self.huge), self.opaque)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """VMAs, or the parts of them inside one range: from `starts` to `ends`, in VMAs with these bounds."""
+
+    starts: list[int]
+    ends: list[int]
+    vmas: list[tuple[int, int]]
+
+
+def pieces(table: VmaTable, start: int, end: int) -> Pieces:
+    """What is mapped between two addresses, VMA by VMA."""
+    rows = table.array
+    rows = rows[(rows["end"] > np.uint64(start)) & (rows["start"] < np.uint64(end))]
+    return Pieces(
+        np.maximum(rows["start"], np.uint64(start)).tolist(),
+        np.minimum(rows["end"], np.uint64(end)).tolist(),
+        list(zip(rows["start"].tolist(), rows["end"].tolist(), strict=True)),
+    )
+
+
+def huge_aligned(table: VmaTable, huge: dict[int, int], bounds: Regions) -> Regions:
+    """`bounds` grown to whole huge pages where they begin or end in hugetlb: those are tracked whole."""
+    grown = []
+    for start, end in zip(bounds["start"].tolist(), bounds["end"].tolist(), strict=True):
+        first, last = table.find(start), table.find(end - 1)
+        unit = huge.get(int(table.array["dev"][first]), PAGE_SIZE) if first is not None else PAGE_SIZE
+        last_unit = huge.get(int(table.array["dev"][last]), PAGE_SIZE) if last is not None else PAGE_SIZE
+        grown.append((start // unit * unit, -(-end // last_unit) * last_unit))
+    return regions.coalesce(region_array([g[0] for g in grown], [g[1] for g in grown]))
+
+
+def huge_devices(table: VmaTable, page_size_at: Callable[[int], int]) -> dict[int, int]:
+    """Devices whose files are mapped by huge pages, with the page size in bytes.
+
+    hugetlbfs files lie on anonymous devices (major 0), all of one page size: one look-up a device.
+    """
+    rows = table.array
+    candidates = (rows["inode"] != 0) & ((rows["dev"] >> np.uint64(8)) & np.uint64(0xFFF) == 0)
+    devices, first = np.unique(rows["dev"][candidates], return_index=True)
+    starts = rows["start"][candidates][first]
+    sizes = {int(dev): page_size_at(int(start)) for dev, start in zip(devices, starts, strict=True)}
+    return {dev: size for dev, size in sizes.items() if size > PAGE_SIZE}
+
+
+def layout(table: VmaTable, huge: dict[int, int], refused: set[tuple[int, int]]) -> Layout:
+    """Sorts the VMAs of a table; `refused` are the bounds of those that could not be registered."""
+    rows = table.array
+    starts, ends = rows["start"], rows["end"]
+    is_refused = np.zeros(len(rows), np.bool_)
+    if refused:
+        is_refused[:] = [bounds in refused for bounds in zip(starts.tolist(), ends.tolist(), strict=True)]
+    is_huge = np.isin(rows["dev"], np.array(list(huge), np.uint64)) & (rows["inode"] != 0)
+    plain = ~is_refused & ~is_huge
+    copied = plain & (rows["inode"] != 0) & ~rows["shared"]
+    opaque = is_refused & (rows["prot"] & PROT_WRITE != 0)
+
+    def pick(which: npt.NDArray[np.bool_]) -> Regions:
+        return regions.coalesce(region_array(starts[which], ends[which]))
+
+    return Layout(pick(plain), pick(copied), pick(is_huge & ~is_refused), pick(opaque))
+
+
+def restricted(whole: Layout, to: Regions) -> Layout:
+    """The part of a layout inside some ranges."""
+    return Layout(*(regions.intersection(part, to) for part in vars(whole).values()))
+
+
+def aligned(found: Regions, size: int, inside: Regions) -> Regions:
+    """`found` grown to multiples of `size` bytes, as far as `inside` goes. Without categories."""
+    unit = np.uint64(size)
+    starts = found["start"] // unit * unit
+    ends = (found["end"] + unit - np.uint64(1)) // unit * unit
+    return regions.relabel(regions.intersection(regions.coalesce(region_array(starts, ends)), inside), 0)
+
+
+def bridged(parts: Regions, whole: Regions) -> Regions:
+    """`parts` of `whole`, joined over gaps in which nothing of `whole` lies: fewer, longer walks."""
+    if len(parts) < 2:
+        return parts
+    rest = regions.difference(whole, parts)
+    following = np.searchsorted(rest["start"], parts["end"][:-1])
+    bounded = np.append(rest["start"], np.uint64(2**64 - 1))
+    gap_is_empty = bounded[following] >= parts["start"][1:]
+    heads = np.append(True, ~gap_is_empty)
+    tails = np.append(~gap_is_empty, True)
+    return region_array(parts["start"][heads], parts["end"][tails])
+
+
+def pmd_size() -> int:
+    """Bytes of a transparent huge page (2 MiB on x86-64)."""
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", encoding="ascii") as file:
+            return int(file.read())
+    except OSError:
+        return PAGE_SIZE * (PAGE_SIZE // 8)
+
+
+def smaps_page_size(pid: int, address: int) -> int:
+    """The page size of the VMA at an address, from smaps: slow, for kernels without PROCMAP_QUERY."""
+    inside = False
+    with open(f"/proc/{pid}/smaps", "rb") as file:
+        for line in file:
+            head = line.split(b" ", 1)[0]
+            if not head.endswith(b":"):
+                start, _, end = head.partition(b"-")
+                inside = int(start, 16) <= address < int(end, 16)
+            elif inside and head == b"KernelPageSize:":
+                return int(line.split()[1]) * 1024
+    return PAGE_SIZE

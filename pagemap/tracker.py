@@ -1,0 +1,439 @@
+"""DirtyTracker: which pages were written, by a userfaultfd whose faults the kernel resolves itself.
+
+A round ends with the scan that reports a page and protects it again in one step, under the page-table
+lock: nothing falls between. What the scan cannot tell (see layout.py) is found by comparing residency
+between rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from . import _pagemap, regions
+from .buffers import as_array, page_range, span
+from .categories import PAGE_SIZE, Category, ScanFlag
+from .errors import UnsupportedError
+from .features import address_space_end, features
+from .layout import (
+    Layout,
+    Pieces,
+    aligned,
+    bridged,
+    huge_aligned,
+    huge_devices,
+    layout,
+    pieces,
+    pmd_size,
+    region_array,
+    restricted,
+    smaps_page_size,
+)
+from .maps import Vma, VmaTable
+from .query import Query
+from .scanner import BATCH, SMALL_RESULT, PageMap
+from .softdirty import SoftDirtyTracker
+from .tracking import NOTHING, Regions, Tracker, union
+from .uffd import MODES, REFUSALS, Userfault, new_descriptor
+from .walk import IoctlWalk, regions_of
+
+Granularity = Literal["native", "page"]
+TrackMode = Literal["write", "access"]
+
+_BARE = Category(0)
+_POPULATED = Query(any_of=Category.PRESENT | Category.SWAPPED, report=_BARE)
+_RESIDENT = Query(require=Category.PRESENT, report=_BARE)
+_OWN_COPIES = Query(require=Category.PRESENT, exclude=Category.FILE, report=_BARE)
+_MAPPED_HUGE = Query(require=Category.PRESENT | Category.HUGE, report=_BARE)
+
+
+def page_size_finder(pagemap: PageMap) -> Callable[[int], int]:
+    """Looks up the page size in bytes of the VMA at an address."""
+    if not features().procmap_query:
+        return lambda address: smaps_page_size(pagemap.pid, address)
+
+    def look_up(address: int) -> int:
+        found = _pagemap.query_vma(pagemap._maps.fd, address)
+        return found[2] if found is not None and found[0] <= address else PAGE_SIZE
+
+    return look_up
+
+
+class DirtyTracker(Tracker):
+    """Pages written since the last collect(), by asynchronous write protection. See track() and attach().
+
+    bounds: the memory to track, None for all that there is, also what is mapped later. pinned: the
+    memory in `bounds` cannot be unmapped while the tracker lives. sparse: leave holes alone, instead of
+    placing markers in them (4 KiB of page table for each 2 MiB).
+    """
+
+    def __init__(
+        self,
+        pagemap: PageMap,
+        uffd: Userfault,
+        bounds: Regions | None,
+        *,
+        pinned: bool,
+        sparse: bool,
+        granularity: Granularity,
+        keep_alive: tuple[Any, ...] = (),
+    ) -> None:
+        super().__init__(pagemap, uffd.mode.category)
+        self._uffd = uffd
+        self._bounds = bounds
+        self._whole = region_array([0], [address_space_end()])
+        self._sparse = sparse
+        self._split_huge = granularity == "page"
+        self._keep_alive = keep_alive
+        self._masks = Query(require=uffd.mode.category).masks()
+        self._writes = uffd.mode.category == Category.WRITTEN
+        self._stage: Regions = NOTHING
+        self._buffer = _pagemap.RegionBuffer(BATCH)
+        self._refused: dict[tuple[int, int], int] = {}
+        self._table: VmaTable | None = None
+        self._resident: dict[str, Regions] = {}
+        # Sparse tracking: the extents, in units of a page table, that are protected; all else is holes.
+        self._hull: Regions = NOTHING
+        self._pinned: Layout | None = None
+        try:
+            whole = self._refresh()
+            self._start(whole)
+            if pinned:
+                self._pinned = whole
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def refused(self) -> list[tuple[Vma, str]]:
+        """VMAs that cannot be tracked, with the reason.
+
+        Those among them that are writable are reported whole, as far as they are populated, each round.
+        """
+        if self._table is None or not self._refused:
+            return []
+        return [
+            (vma, REFUSALS.get(self._refused[vma.start, vma.end], "the kernel refuses"))
+            for vma in self._table
+            if (vma.start, vma.end) in self._refused
+        ]
+
+    # Which memory
+
+    def _refresh(self) -> Layout:
+        """Registers what is new, and sorts what there is by the care that it needs.
+
+        The VMAs are listed again after they were registered: what took the place of another meanwhile
+        is not registered, and a protecting scan passes it by; what is hugetlb is seen as hugetlb.
+        """
+        if self._pinned is not None:
+            return self._pinned
+        bounds = self._whole if self._bounds is None else self._bounds
+        table = self._pagemap.vmas()
+        self._refused = {}
+        for start, end in zip(bounds["start"].tolist(), bounds["end"].tolist(), strict=True):
+            self._register(pieces(table, start, end))
+        self._table = table = self._pagemap.vmas()
+        huge = huge_devices(table, page_size_finder(self._pagemap))
+        return restricted(layout(table, huge, set(self._refused)), bounds)
+
+    def _register(self, part: Pieces) -> None:
+        """All of it in one call, as a rule; where something is refused, halves find what."""
+        if not part.starts:
+            return
+        try:
+            self._uffd.register(part.starts[0], part.ends[-1])
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            if len(part.starts) == 1:
+                self._refused[part.vmas[0]] = error.errno
+                return
+            half = len(part.starts) // 2
+            self._register(Pieces(part.starts[:half], part.ends[:half], part.vmas[:half]))
+            self._register(Pieces(part.starts[half:], part.ends[half:], part.vmas[half:]))
+
+    # One walk
+
+    def _walk(self, ranges: Regions, *, reset: bool) -> None:
+        """Adds the pages of the category in some ranges to _stage; with `reset`, protected again at once."""
+        if not len(ranges):
+            return
+        buffer = self._buffer
+        if buffer.exports or buffer.capacity < BATCH:
+            self._buffer = buffer = _pagemap.RegionBuffer(BATCH)
+        buffer.clear()
+        flags = ScanFlag.WP_MATCHING if reset else ScanFlag(0)
+        descriptor = self._pagemap._open()
+        try:
+            length = 0
+            for start, end in zip(ranges["start"].tolist(), ranges["end"].tolist(), strict=True):
+                walk = IoctlWalk(descriptor, self._masks, start, end, None, flags)
+                length = walk.fill(buffer, length)
+                while not walk.done:
+                    buffer.resize(buffer.capacity * 2)
+                    length = walk.fill(buffer, length)
+            self._keep(buffer, length)
+        except BaseException as error:
+            # The buffer's own word: an interrupt may strike between the kernel's answer and ours.
+            self._stage = union(self._stage, regions_of(buffer, buffer.length).copy())
+            if isinstance(error, OSError):
+                if reset:
+                    # Pages may have been reset before the error, and their count is lost: all of them, then.
+                    self._stage = union(self._stage, self._labelled(ranges))
+                raise self._pagemap._explain(error) from error
+            raise
+
+    def _keep(self, buffer: _pagemap.RegionBuffer, length: int) -> None:
+        if length > SMALL_RESULT:
+            buffer.resize(length)
+            self._stage = union(self._stage, regions_of(buffer, length))
+        else:
+            self._stage = union(self._stage, regions_of(buffer, length).copy())
+
+    def _accept(self) -> None:
+        """What was staged is found."""
+        self._found = union(self._found, self._stage)
+        self._stage = NOTHING
+
+    def _labelled(self, pages: Regions) -> Regions:
+        return regions.relabel(pages, self._category)
+
+    def _scan(self, query: Query, ranges: Regions) -> Regions:
+        parts = [
+            self._pagemap.scan(query, start=start, end=end)
+            for start, end in zip(ranges["start"].tolist(), ranges["end"].tolist(), strict=True)
+        ]
+        return regions.coalesce(np.concatenate(parts)) if parts else NOTHING
+
+    # Rounds
+
+    def _start(self, whole: Layout) -> None:
+        if self._bounds is None:
+            self._gather()
+        else:
+            self._check_bounds(self._bounds, whole)
+            for start, end in zip(self._bounds["start"].tolist(), self._bounds["end"].tolist(), strict=True):
+                self._uffd.protect(start, end)
+            if self._split_huge:
+                self._split(whole.plain)
+            self._resident = self._residency(whole)
+        self._stage = self._found = NOTHING
+
+    def _check_bounds(self, bounds: Regions, whole: Layout) -> None:
+        if self._refused:
+            (start, end), code = next(iter(self._refused.items()))
+            raise OSError(code, f"cannot track {start:#x}-{end:#x}: {REFUSALS[code]}")
+        missing = regions.difference(bounds, whole.everything())
+        if len(missing):
+            start, end = int(missing["start"][0]), int(missing["end"][0])
+            raise ValueError(f"nothing is mapped at {start:#x}-{end:#x}: only mapped memory can be tracked")
+
+    def _gather(self) -> None:
+        self._accept()
+        whole = self._refresh()
+        if not self._writes:
+            self._gather_by_call(union(whole.plain, whole.huge))
+        else:
+            if self._sparse:
+                self._gather_sparse(whole.plain)
+            else:
+                self._walk(whole.plain, reset=True)
+                self._accept()
+            self._gather_by_call(whole.huge)
+        if len(whole.opaque):
+            self._found = union(self._found, self._labelled(self._scan(_POPULATED, whole.opaque)))
+        if self._split_huge:
+            dense = self._found[self._found["end"] - self._found["start"] >= np.uint64(pmd_size())]
+            self._split(regions.relabel(regions.intersection(dense, whole.plain), 0))
+            self._accept()
+        # After the walk: what is populated later is reported by the next walk itself.
+        resident = self._residency(whole)
+        self._found = union(self._found, self._dropped(whole, resident))
+        self._resident = resident
+
+    def _gather_sparse(self, plain: Regions) -> None:
+        hull = regions.intersection(self._hull, plain)
+        self._walk(bridged(hull, plain), reset=True)
+        self._accept()
+        holes = regions.difference(plain, hull)
+        fresh = aligned(self._scan(_POPULATED, holes), pmd_size(), holes)
+        if len(fresh):
+            # In this order: what is populated after the walk is protected by it, and reported by the next.
+            self._walk(fresh, reset=True)
+            if self._split_huge:
+                self._split(fresh)
+            populated = self._scan(_POPULATED, fresh)
+            self._found = union(self._found, self._labelled(regions.intersection(self._stage, populated)))
+            self._stage = NOTHING
+        self._hull = union(hull, fresh)
+
+    def _gather_by_call(self, ranges: Regions) -> None:
+        """Look, then protect what was found, by a call of its own: hugetlb, and accesses.
+
+        A page written between the two is among the found; any other is still unprotected, or was
+        protected all the time, and the next round sees it.
+        """
+        self._walk(ranges, reset=False)
+        found = self._stage
+        self._accept()
+        for start, end in zip(found["start"].tolist(), found["end"].tolist(), strict=True):
+            self._uffd.protect(start, end)
+
+    def _split(self, ranges: Regions) -> None:
+        """Maps transparent huge pages by small ones, so that a write is 4 KiB of dirt.
+
+        Protecting one page of a huge one splits its mapping. A write to that page just before would be
+        forgotten with it, so it is reported.
+        """
+        size = pmd_size()
+        for region in self._scan(_MAPPED_HUGE, ranges):
+            first = -(-int(region["start"]) // size) * size
+            for address in range(first, int(region["end"]) - size + 1, size):
+                page = self._labelled(region_array([address], [address + PAGE_SIZE]))
+                self._stage = union(self._stage, page)
+                self._uffd.protect(address, address + PAGE_SIZE)
+
+    # What the scan does not tell
+
+    def _residency(self, whole: Layout) -> dict[str, Regions]:
+        """Where memory is populated whose loss of content (MADV_DONTNEED) no scan reports."""
+        if not self._writes:
+            return {}
+        watched = {"copied": (_OWN_COPIES, whole.copied), "huge": (_RESIDENT, whole.huge)}
+        if not features().wp_drop:
+            watched["plain"] = (_POPULATED, whole.plain)
+        return {name: self._scan(query, ranges) for name, (query, ranges) in watched.items() if len(ranges)}
+
+    def _dropped(self, whole: Layout, resident: dict[str, Regions]) -> Regions:
+        """Pages that lost their content since the last round, and are still mapped."""
+        gone = NOTHING
+        for name, before in self._resident.items():
+            gone = union(gone, regions.difference(before, resident.get(name, NOTHING)))
+        return self._labelled(regions.intersection(gone, whole.everything())) if len(gone) else gone
+
+    def _look(self) -> Regions:
+        self._accept()
+        whole = self._refresh()
+        hull = regions.intersection(self._hull, whole.plain) if self._sparse else whole.plain
+        self._walk(union(hull, whole.huge), reset=False)
+        seen, self._stage = self._stage, NOTHING
+        if self._sparse:
+            holes = regions.difference(whole.plain, hull)
+            seen = union(seen, self._labelled(self._scan(_POPULATED, holes)))
+        if len(whole.opaque):
+            seen = union(seen, self._labelled(self._scan(_POPULATED, whole.opaque)))
+        return union(seen, self._dropped(whole, self._residency(whole)))
+
+    def _release(self) -> None:
+        self._uffd.close()
+
+
+def _flatten(objs: tuple[Any, ...]) -> list[Any]:
+    flat: list[Any] = []
+    for obj in objs:
+        if isinstance(obj, tuple) and len(obj) == 2 and all(hasattr(bound, "__index__") for bound in obj):
+            flat.append(obj)
+        elif isinstance(obj, list | tuple):
+            flat += _flatten(tuple(obj))
+        else:
+            flat.append(obj)
+    return flat
+
+
+def _bounds(targets: list[Any]) -> tuple[Regions, bool]:
+    """The pages of buffers and (start, end) ranges, and whether all of it is held by buffers."""
+    ranges = []
+    pinned = True
+    for target in targets:
+        if isinstance(target, tuple):
+            start, end = page_range(target[0], target[1], address_space_end())
+            if start == end:
+                raise ValueError(f"the range at {start:#x} is empty")
+            pinned = False
+        else:
+            array = as_array(target)
+            if not array.flags.writeable:
+                raise ValueError(f"{type(target).__name__} is read-only: nothing in it can be written")
+            start, end = span(array)
+        ranges.append((start, end))
+    return regions.coalesce(region_array([r[0] for r in ranges], [r[1] for r in ranges])), pinned
+
+
+def _check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def start_tracker(
+    pid: int | None,
+    new_uffd: Any,
+    bounds: Regions | None,
+    *,
+    pinned: bool,
+    granularity: Granularity,
+    mode: TrackMode,
+    keep_alive: tuple[Any, ...] = (),
+) -> Tracker:
+    """The tracker that this kernel can offer: by userfaultfd, else by soft-dirty bits."""
+    _check_choice(granularity, "granularity", ("native", "page"))
+    _check_choice(mode, "mode", tuple(MODES))
+    known = features()
+    chosen = MODES[mode]
+    if not (known.scan and getattr(known, chosen.feature)):
+        reason = known.why.get(chosen.feature) or known.why["scan"]
+        if mode == "access" or not known.soft_dirty:
+            more = "" if mode == "access" else f"; and {known.why['soft_dirty']}"
+            raise UnsupportedError(reason + more)
+        return SoftDirtyTracker(PageMap(pid), bounds, keep_alive)
+    pagemap = PageMap(pid)
+    try:
+        if bounds is not None:
+            table = pagemap.vmas()
+            bounds = huge_aligned(table, huge_devices(table, page_size_finder(pagemap)), bounds)
+        uffd = Userfault(new_uffd(), chosen)
+        return DirtyTracker(
+            pagemap,
+            uffd,
+            bounds,
+            pinned=pinned,
+            sparse=bounds is None,
+            granularity=granularity,
+            keep_alive=keep_alive,
+        )
+    except BaseException:
+        pagemap.close()
+        raise
+
+
+def track(*objs: Any, granularity: Granularity = "native", mode: TrackMode = "write") -> Tracker:
+    """Starts tracking memory of this process: which pages are written from now on.
+
+    objs: writable buffers (NumPy array, mmap, bytearray, …), (start, end) ranges of page-aligned
+    addresses in bytes, or sequences of these. Whole pages are tracked: a small buffer shares its first
+    and last page with its neighbours. Buffers are kept alive until close().
+
+    granularity: with "native", one written byte of a huge page is 2 MiB of dirt; with "page", huge pages
+    are mapped by small ones first, and it is 4 KiB, at the price of the huge page's speed. hugetlb pages
+    are never split. mode: "write", or "access" for reads and writes (Linux 7.3).
+
+    Holes get protection markers, so that their first write is reported exactly: 4 KiB of page table for
+    each 2 MiB, and no new transparent huge pages in them.
+
+    Writes by this process's own mappings are seen, also those of system calls. Not seen are writes to
+    shared memory through another mapping, by write(2) to its file, and holes punched into that.
+
+    Raises TypeError and ValueError for what is no writable, mapped memory, PermissionError for memory
+    that may never be written, OSError EBUSY for memory that another userfaultfd holds, UnsupportedError
+    where the kernel can neither protect asynchronously nor record soft-dirty bits.
+    """
+    targets = _flatten(objs)
+    if not targets:
+        raise TypeError("track() needs memory: a writable buffer or a (start, end) range")
+    bounds, pinned = _bounds(targets)
+    keep = tuple(memoryview(target) for target in targets if not isinstance(target, tuple))
+    return start_tracker(
+        None, new_descriptor, bounds, pinned=pinned, granularity=granularity, mode=mode, keep_alive=keep
+    )

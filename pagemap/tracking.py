@@ -1,0 +1,222 @@
+"""What every tracker of written pages promises, whatever the kernel offers to keep it."""
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+import time
+import warnings
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from . import process, regions
+from .categories import PAGE_SIZE, REGION_DTYPE, Category
+from .scanner import PageMap
+
+Regions = npt.NDArray[Any]
+
+NOTHING: Regions = np.empty(0, REGION_DTYPE)
+
+
+def first_pages(found: Regions, budget: int) -> tuple[Regions, Regions]:
+    """The first `budget` pages of an array, and the rest."""
+    before = np.cumsum((found["end"] - found["start"]) // np.uint64(PAGE_SIZE))
+    whole = int(np.searchsorted(before, np.uint64(budget), side="right"))
+    if whole == len(found):
+        return found, NOTHING
+    left = budget - (int(before[whole - 1]) if whole else 0)
+    cut = int(found["start"][whole]) + left * PAGE_SIZE
+    return regions.clip(found, 0, cut), regions.clip(found, cut, int(found["end"][-1]))
+
+
+def union(a: Regions, b: Regions) -> Regions:
+    """regions.union, without its cost where one side is empty."""
+    return regions.union(a, b) if len(a) and len(b) else a if len(a) else b
+
+
+class Tracker(ABC):
+    """Pages written (or accessed) since the last collect(). Threads may share one; a fork is refused.
+
+    A context manager; close() lifts all protection and may be called twice.
+    """
+
+    def __init__(self, pagemap: PageMap, category: Category) -> None:
+        self._pagemap = pagemap
+        self._category = category
+        self._lock = threading.Lock()
+        self._forks = process.fork_count
+        self._closed = False
+        # Pages on their way to the caller: the kernel has forgotten them, so they leave here with an answer.
+        self._found: Regions = NOTHING
+        self._pending: Regions = NOTHING
+        _live.add(self)
+
+    @abstractmethod
+    def _gather(self) -> None:
+        """Adds to _found what was written, and resets it in the same step."""
+
+    @abstractmethod
+    def _look(self) -> Regions:
+        """What was written, without a reset."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Lets go of the kernel's side of the tracking."""
+
+    @property
+    def pid(self) -> int:
+        """The process whose memory is tracked."""
+        return self._pagemap.pid
+
+    @property
+    def category(self) -> Category:
+        """What the regions of collect() report: WRITTEN, ACCESSED or SOFT_DIRTY."""
+        return self._category
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
+    def collect(self, max_pages: SupportsIndex | None = None) -> Regions:
+        """The pages written since the last collect(), reset in the same step: an array of REGION_DTYPE.
+
+        Sorted, disjoint, whole pages. Every write is in some collect() that ends after it; a page may
+        be reported once more than it was written. max_pages: at most so many pages now, the next call
+        goes on behind them; None for no limit. Nothing is lost to an exception either, be it Ctrl-C:
+        what was found before it is in the next answer.
+
+        Raises ProcessLookupError when the process has exited or replaced its program, ValueError when
+        closed or for a bad max_pages, RuntimeError in a fork.
+        """
+        budget = _budget(max_pages)
+        ready = NOTHING
+        try:
+            with self._lock:
+                self._check()
+                if budget is None or regions.page_count(self._pending) < budget:
+                    self._gather()
+                ready = union(self._pending, self._found) if budget is None else self._first(budget)
+                if budget is None:
+                    self._pending = self._found = NOTHING
+            return ready
+        except BaseException:
+            with self._lock:
+                self._pending = union(self._pending, ready)
+            raise
+
+    def _first(self, budget: int) -> Regions:
+        """The oldest pages first, so that busy memory at low addresses cannot hold the rest back."""
+        ready, rest = first_pages(self._pending, budget)
+        more, left = first_pages(self._found, budget - regions.page_count(ready))
+        ready, rest = union(ready, more), union(rest, left)
+        self._pending, self._found = rest, NOTHING
+        return ready
+
+    def peek(self) -> Regions:
+        """The same pages as collect(), without a reset: the next collect() reports them still."""
+        with self._lock:
+            self._check()
+            return union(union(self._pending, self._found), self._look())
+
+    def reset(self) -> None:
+        """Forgets what was written so far."""
+        with self._lock:
+            self._check()
+            self._gather()
+            self._pending = self._found = NOTHING
+
+    def rounds(self, interval: float, count: SupportsIndex | None = None) -> Iterator[tuple[int, Regions]]:
+        """collect() every `interval` seconds, `count` times (None: for ever).
+
+        Yields (time.monotonic_ns() at the start of the collect, its regions). A late round does not make
+        the following ones come early.
+        """
+        if not interval >= 0:
+            raise ValueError(f"interval must be 0 seconds or more, not {interval!r}")
+        times = None if count is None else operator.index(count)
+        if times is not None and times < 0:
+            raise ValueError(f"count must be 0 or more, not {times}")
+        return self._rounds(interval, times)
+
+    def _rounds(self, interval: float, count: int | None) -> Iterator[tuple[int, Regions]]:
+        due = time.monotonic() + interval
+        done = 0
+        while count is None or done < count:
+            time.sleep(max(0.0, due - time.monotonic()))
+            stamp = time.monotonic_ns()
+            yield stamp, self.collect()
+            done += 1
+            due = max(due + interval, time.monotonic())
+
+    def close(self) -> None:
+        """Stops tracking: all protection is lifted, what was not collected is forgotten."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._release()
+            self._pagemap.close()
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            if self._forks == process.fork_count:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else ""
+        return f"<{type(self).__name__} pid={self.pid} category={self._category.name}{state}>"
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ValueError("this tracker is closed")
+        if self._forks != process.fork_count:
+            raise RuntimeError(
+                "this process is a fork of the one that started the tracker, and its memory is not tracked:"
+                " start a tracker here"
+            )
+
+    def _abandon(self) -> None:
+        """In a forked child: drop the descriptors, or the parent's close() would not be the last."""
+        self._lock = threading.Lock()
+        self._release()
+
+
+def _budget(max_pages: SupportsIndex | None) -> int | None:
+    if max_pages is None:
+        return None
+    try:
+        budget = operator.index(max_pages)
+    except TypeError:
+        raise TypeError(f"max_pages must be an int or None, not {type(max_pages).__name__}") from None
+    if budget < 0:
+        raise ValueError(f"max_pages must be 0 or more, not {budget}")
+    return budget
+
+
+_live: weakref.WeakSet[Tracker] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for tracker in list(_live):
+        tracker._abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)

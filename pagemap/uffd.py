@@ -1,0 +1,93 @@
+"""A userfaultfd that tracks accesses without a handler: what it is asked for, and what refusals mean.
+
+The kernel resolves the fault of a protected page by itself (asynchronous mode), and PAGEMAP_SCAN tells
+which pages that happened to. Source: Documentation/admin-guide/mm/userfaultfd.rst; mm/userfaultfd.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from . import _pagemap
+from .categories import Category
+from .errors import UnsupportedError
+from .process import Descriptor
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What to watch for: how memory is registered, and which category tells."""
+
+    category: Category
+    register: int
+    features: int
+    feature: str
+    """The field of Features that says whether the kernel can."""
+
+
+WRITE = Mode(
+    Category.WRITTEN,
+    _pagemap.UFFDIO_REGISTER_MODE_WP,
+    _pagemap.UFFD_FEATURE_WP_ASYNC
+    | _pagemap.UFFD_FEATURE_WP_UNPOPULATED
+    | _pagemap.UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+    "wp_async",
+)
+ACCESS = Mode(
+    Category.ACCESSED,
+    _pagemap.UFFDIO_REGISTER_MODE_RWP,
+    _pagemap.UFFD_FEATURE_RWP | _pagemap.UFFD_FEATURE_RWP_ASYNC,
+    "rwp_async",
+)
+MODES = {"write": WRITE, "access": ACCESS}
+
+REFUSALS = {
+    errno.EINVAL: "the kernel cannot track this kind of memory, or it is not mapped",
+    errno.EPERM: "a shared mapping of a file that may not be written",
+    errno.EBUSY: "another userfaultfd already holds it (another tracker, a checkpoint, a hypervisor)",
+}
+
+
+def new_descriptor() -> Descriptor:
+    """A userfaultfd of this process, for user-mode faults only: that needs no privilege."""
+    return Descriptor(_pagemap.userfaultfd(_pagemap.UFFD_USER_MODE_ONLY))
+
+
+class Userfault:
+    """A userfaultfd in one mode. Closing its last copy lifts all protection: nothing stays behind."""
+
+    def __init__(self, descriptor: Descriptor, mode: Mode) -> None:
+        self._descriptor: Descriptor | None = descriptor
+        self.mode = mode
+        granted, _ = _pagemap.uffd_api(descriptor.fd, mode.features)
+        if granted & mode.features != mode.features:
+            raise UnsupportedError("the kernel grants fewer userfaultfd features than it announced")
+
+    def _fd(self) -> Descriptor:
+        descriptor = self._descriptor
+        if descriptor is None:
+            raise ValueError("this tracker is closed")
+        return descriptor
+
+    def register(self, start: int, end: int) -> None:
+        """Registers a range of whole VMAs or parts. OSError: see REFUSALS."""
+        descriptor = self._fd()
+        _pagemap.uffd_register(descriptor.fd, start, end, self.mode.register)
+
+    def protect(self, start: int, end: int) -> None:
+        """Protects a mapped, registered range, aligned to its huge pages. Retries after a fork."""
+        descriptor = self._fd()
+        while True:
+            try:
+                _pagemap.uffd_protect(descriptor.fd, start, end, self.mode.register, 1)
+            except BlockingIOError:
+                continue
+            return
+
+    def unregister(self, start: int, end: int) -> None:
+        descriptor = self._fd()
+        _pagemap.uffd_unregister(descriptor.fd, start, end)
+
+    def close(self) -> None:
+        self._descriptor = None
