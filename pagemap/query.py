@@ -14,18 +14,21 @@ from .categories import Category
 _U64 = (1 << 64) - 1
 
 
-def _as_category(value: SupportsIndex, name: str) -> Category:
+def _as_bits(value: SupportsIndex, name: str) -> int:
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be a Category (or an int), not {type(value).__name__}") from None
     if not 0 <= number <= _U64:
         raise ValueError(f"{name} must be a combination of categories, 0 to 2**64 - 1, not {number}")
-    return Category(number)
+    return number
 
 
-def _names(categories: Category) -> str:
-    return "|".join(c.name or hex(c) for c in categories) or "none"
+def category_names(bits: int) -> str:
+    """PRESENT|SWAPPED; what has no name here as a number. (Iterating over an IntFlag leaves that out.)"""
+    known = [category for category in Category if bits & category]
+    rest = bits & ~sum(known)
+    return "|".join([*(str(category.name) for category in known), *([hex(rest)] if rest else [])])
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,24 @@ class Query:
     """Exactly the masks of the kernel's fast path for dirty pages."""
 
     def __post_init__(self) -> None:
-        require = _as_category(self.require, "require")
-        exclude = _as_category(self.exclude, "exclude")
-        any_of = _as_category(self.any_of, "any_of")
-        report = None if self.report is None else _as_category(self.report, "report")
-        if require & exclude:
-            raise ValueError(f"{_names(require & exclude)} is both required and excluded: no page can match")
-        if any_of and not any_of & ~exclude:
-            raise ValueError(f"every category of any_of ({_names(any_of)}) is excluded: no page can match")
+        # Numbers, not flags: ~ of an IntFlag loses the bits that have no name.
+        require = _as_bits(self.require, "require")
+        exclude = _as_bits(self.exclude, "exclude")
+        any_of = _as_bits(self.any_of, "any_of")
+        report = None if self.report is None else _as_bits(self.report, "report")
+        if both := require & exclude:
+            raise ValueError(f"{category_names(both)} is both required and excluded: no page can match")
         # The kernel compares any_of after inverting, where an excluded bit would match by being absent.
-        wanted = Category(any_of & ~exclude)
-        reported = Category(require | wanted) if report is None else report
-        for name, value in (
-            ("require", require),
-            ("exclude", exclude),
-            ("any_of", any_of),
-            ("report", report),
-        ):
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "_masks", (int(exclude), int(require | exclude), int(wanted), int(reported)))
+        wanted = any_of & ~exclude
+        if any_of and not wanted:
+            raise ValueError(
+                f"every category of any_of ({category_names(any_of)}) is excluded: no page can match"
+            )
+        reported = require | wanted if report is None else report
+        for name, value in (("require", require), ("exclude", exclude), ("any_of", any_of)):
+            object.__setattr__(self, name, Category(value))
+        object.__setattr__(self, "report", None if report is None else Category(report))
+        object.__setattr__(self, "_masks", (exclude, require | exclude, wanted, reported))
 
     def masks(self) -> tuple[int, int, int, int]:
         """(category_inverted, category_mask, category_anyof_mask, return_mask) of ``struct pm_scan_arg``."""
