@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -414,12 +415,18 @@ def test_colours_on_a_terminal_only():
 # doctor
 
 
+def yes_or_no(features):
+    names = [field.name for field in dataclasses.fields(features) if field.type in (bool, "bool")]
+    assert {"scan", "wp_async", "rwp_async", "soft_dirty", "procmap_query", "pfn"} <= set(names)
+    return names
+
+
 def test_doctor_shows_every_feature_and_reason():
     features = pagemap.features()
     done = run("doctor")
     assert done.returncode == 0
     text = done.stdout
-    for name in ("scan", "wp_async", "rwp_async", "soft_dirty", "procmap_query", "pfn"):
+    for name in yes_or_no(features):
         assert re.search(rf"^{'yes' if getattr(features, name) else 'no '} +{name}: ", text, re.MULTILINE)
     for category in Category:
         known = category in features.categories | features.read_categories
@@ -437,7 +444,7 @@ def test_doctor_json():
     assert sum(Category[name] for name in document["categories"]) == features.categories & sum(Category)
     assert sum(Category[name] for name in document["read_categories"]) == features.read_categories
     assert sum(pagemap.ScanFlag[name] for name in document["flags"]) == features.flags & sum(pagemap.ScanFlag)
-    for name in ("scan", "wp_async", "rwp_async", "soft_dirty", "procmap_query", "pfn"):
+    for name in yes_or_no(features):
         assert document[name] is getattr(features, name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -19,11 +20,13 @@ from ._params import label
 _SUBJECTS = {
     "scan": "the PAGEMAP_SCAN ioctl",
     "wp_async": "tracking writes with userfaultfd",
+    "wp_drop": "pages dropped by MADV_DONTNEED are seen",
     "rwp_async": "tracking reads and writes with userfaultfd",
     "soft_dirty": "soft-dirty pages are recorded",
     "procmap_query": "the PROCMAP_QUERY ioctl",
     "pfn": "page frame numbers are visible",
 }
+"""What the fields of Features mean; one that is not here is shown by its name alone."""
 
 
 @click.command(
@@ -35,8 +38,8 @@ Examples:
 
 \b
 --json: {"kernel", "machine", "uid", "scan": bool, "categories": [NAME…],
-  "read_categories": [NAME…], "flags": [NAME…], "wp_async", "rwp_async",
-  "soft_dirty", "procmap_query", "pfn": bool, "why": {KEY: TEXT…}}
+  "read_categories": [NAME…], "flags": [NAME…], "wp_async", "wp_drop",
+  "rwp_async", "soft_dirty", "procmap_query", "pfn": bool, "why": {KEY: TEXT…}}
 KEY is one of these fields, or the NAME of a category or flag.
 
 The exit code is 0 as soon as one engine works, else 3.""",
@@ -57,6 +60,12 @@ def command(as_json: bool) -> None:
         print_table(found)
 
 
+def abilities(found: Features) -> dict[str, bool]:
+    """The fields that say yes or no."""
+    values = ((field.name, getattr(found, field.name)) for field in dataclasses.fields(found))
+    return {name: value for name, value in values if isinstance(value, bool)}
+
+
 def as_document(found: Features) -> dict[str, Any]:
     """The features as plain values: names for categories and flags."""
     return {
@@ -66,7 +75,7 @@ def as_document(found: Features) -> dict[str, Any]:
         "categories": [str(c.name) for c in Category if c in found.categories],
         "read_categories": [str(c.name) for c in Category if c in found.read_categories],
         "flags": [str(f.name) for f in ScanFlag if f in found.flags],
-        **{name: bool(getattr(found, name)) for name in _SUBJECTS},
+        **abilities(found),
         "why": dict(found.why),
     }
 
@@ -82,8 +91,9 @@ def print_table(found: Features) -> None:
     def row(works: bool, what: str, why: str) -> None:
         table.add_row(Text("yes", "green") if works else Text("no", "red"), Text(what), Text(why))
 
-    for name, subject in _SUBJECTS.items():
-        row(getattr(found, name), f"{name}: {subject}", found.why.get(name, ""))
+    for name, works in abilities(found).items():
+        subject = _SUBJECTS.get(name)
+        row(works, f"{name}: {subject}" if subject else name, found.why.get(name, ""))
     for flag in ScanFlag:
         row(flag in found.flags, f"flag {flag.name}", found.why.get(str(flag.name), ""))
     table.add_section()
