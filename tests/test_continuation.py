@@ -10,7 +10,7 @@ from witness import PAGE, PRESENT
 
 import pagemap
 from pagemap import PageMap, Query, StalledScanError, _pagemap
-from pagemap.walk import Walk, batches
+from pagemap.walk import Walk
 
 
 def alternating(regions):
@@ -197,5 +197,3 @@ def test_a_walk_that_does_not_move_is_an_error():
     with pytest.raises(StalledScanError, match=f"stays at {PAGE:#x}") as caught:
         walk.fill(_pagemap.RegionBuffer(16))
     assert isinstance(caught.value, OSError)
-    with pytest.raises(StalledScanError):
-        list(batches(Stuck((0, 0, 0, 0), 0, PAGE, None), 4))
