@@ -8,7 +8,6 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, SupportsIndex
 
 import numpy as np
@@ -19,21 +18,26 @@ from .buffers import page_range
 from .categories import PAGE_SIZE, REGION_DTYPE
 from .features import address_space_end, features
 from .maps import VmaTable, read_vmas
-from .query import Query
-from .walk import IoctlWalk, ReadWalk, Walk, batches, regions_of
+from .parallel import scan_parallel
+from .query import Query, category_names
+from .walk import IoctlWalk, ReadWalk, Walk, batches, fill_all, regions_of
 
 RegionArray = npt.NDArray[np.void]
 Engine = Literal["auto", "scan", "read"]
 
 BATCH = 65536
-"""Regions in a buffer (1.5 MiB): large enough to forget the system call, small enough for the cache."""
+"""Regions in a batch of iter_scan() (1.5 MiB): enough of them to forget what a batch costs."""
+FIRST = 16384
+"""Regions in the buffer that a scan begins with (384 KiB), kept warm from scan to scan."""
 SMALL_RESULT = 4096
-"""Results up to so many regions are copied out of the warm buffer; larger ones take it along."""
+"""Results up to so many regions are copied out of that buffer; larger ones take it along, and grow it."""
 SMALL_RANGE = 128
 """Ranges of so many pages are one system call into an array of that size."""
 MIN_CHUNK = 16 << 20
 """Bytes of mapped memory that are worth handing to another thread."""
-CHUNKS_PER_WORKER = 8
+CHUNKS_PER_WORKER = 16
+CUT = 2 << 20
+"""Chunks begin at multiples of this many bytes: no huge page belongs to two."""
 
 
 def _count(value: SupportsIndex, name: str, minimum: int) -> int:
@@ -77,6 +81,7 @@ class PageMap:
         )
         self._limit = address_space_end()
         self._spare: list[_pagemap.RegionBuffer] = []
+        self._spare_batches: list[_pagemap.RegionBuffer] = []
         self._maps_lock = threading.Lock()
         pagemap, self._maps = process.open_proc(self._pid, "pagemap", "maps")
         self._pagemap = pagemap
@@ -106,6 +111,7 @@ class PageMap:
         """Frees the descriptors; arrays that were returned stay valid. May be called twice."""
         self._pagemap = None
         self._spare.clear()
+        self._spare_batches.clear()
 
     def __enter__(self) -> PageMap:
         self._open()
@@ -141,25 +147,33 @@ class PageMap:
         masks = query.masks()
         unknown = (masks[1] | masks[2] | masks[3]) & ~self._categories
         if unknown:
-            names = "|".join(c.name or hex(c) for c in type(query.require)(unknown))
             who = (
                 "this kernel"
                 if self._engine == "scan"
                 else "the `read` engine, which has just the pagemap entries,"
             )
-            raise errors.UnsupportedError(f"{who} cannot tell {names}: see pagemap.features()")
+            raise errors.UnsupportedError(
+                f"{who} cannot tell {category_names(unknown)}: see pagemap.features()"
+            )
         return masks
 
     def _range(self, start: SupportsIndex, end: SupportsIndex | None) -> tuple[int, int]:
         return page_range(start, self._limit if end is None else end, self._limit)
 
     def _walk(
-        self, pagemap: process.Descriptor, query: Query, start: int, end: int, budget: int | None
+        self,
+        pagemap: process.Descriptor,
+        query: Query,
+        start: int,
+        end: int,
+        budget: int | None,
+        ranges: npt.NDArray[np.uint64] | None = None,
     ) -> Walk:
         masks = self._masks(query)
         if self._engine == "scan":
             return IoctlWalk(pagemap, masks, start, end, budget)
-        ranges = self.vmas().ranges(start, end)
+        if ranges is None:
+            ranges = self._mapped(start, end)
         return ReadWalk(pagemap, masks, start, end, budget, ranges)
 
     def _explain(self, error: OSError) -> OSError:
@@ -225,12 +239,16 @@ class PageMap:
         walk = self._walk(pagemap, query, first, last, None)
 
         def iterate() -> Iterator[RegionArray]:
+            pool, self._spare_batches = self._spare_batches if size == BATCH else [], []
             try:
-                for batch in batches(walk, size):
+                for batch in batches(walk, size, pool):
                     yield batch
                     self._open()
             except OSError as error:
                 raise self._explain(error) from error
+            finally:
+                if size == BATCH and not self.closed:
+                    self._spare_batches = pool
 
         return iterate()
 
@@ -263,24 +281,28 @@ class PageMap:
 
     # How
 
+    def _mapped(self, start: int, end: int) -> npt.NDArray[np.uint64]:
+        """The mapped ranges between two addresses, shape (n, 2). One VMA is found without the list of all."""
+        if features().procmap_query and start < end:
+            vma = _pagemap.query_vma(self._maps.fd, start)
+            if vma is not None and vma[0] <= start and end <= vma[1]:
+                return np.array([[start, end]], np.uint64)
+        return self.vmas().ranges(start, end)
+
     def _take_buffer(self) -> _pagemap.RegionBuffer:
         try:
             return self._spare.pop()
         except IndexError:
-            return _pagemap.RegionBuffer(BATCH)
+            return _pagemap.RegionBuffer(FIRST)
 
     def _collect(self, walk: Walk) -> RegionArray:
         buffer = self._take_buffer()
-        length = walk.fill(buffer)
-        while not walk.done:
-            buffer.resize(buffer.capacity * 2)
-            length = walk.fill(buffer, length)
-        return self._hand_over(buffer, length)
+        return self._hand_over(buffer, fill_all(walk, buffer))
 
     def _hand_over(self, buffer: _pagemap.RegionBuffer, length: int) -> RegionArray:
         if length <= SMALL_RESULT:
             result = regions_of(buffer, length).copy()
-            if not self._spare and buffer.capacity == BATCH and not self.closed:
+            if not self._spare and buffer.capacity == FIRST and not self.closed:
                 self._spare.append(buffer)
             return result
         buffer.resize(length)
@@ -289,23 +311,11 @@ class PageMap:
     def _scan_parallel(
         self, pagemap: process.Descriptor, query: Query, start: int, end: int, threads: int
     ) -> RegionArray:
-        cuts = _cut_points(self.vmas().ranges(start, end), start, end, threads)
-
-        def part(bounds: tuple[int, int]) -> tuple[_pagemap.RegionBuffer, int]:
-            walk = self._walk(pagemap, query, *bounds, None)
-            buffer = _pagemap.RegionBuffer(BATCH)
-            length = walk.fill(buffer)
-            while not walk.done:
-                buffer.resize(buffer.capacity * 2)
-                length = walk.fill(buffer, length)
-            return buffer, length
-
-        buffer, length = self._take_buffer(), 0
-        with ThreadPoolExecutor(threads, thread_name_prefix="pagemap") as pool:
-            for more, count in pool.map(part, itertools.pairwise(cuts)):
-                if length + count > buffer.capacity:
-                    buffer.resize(max(length + count, buffer.capacity * 2))
-                length = buffer.append(length, more, count)
+        ranges = self._mapped(start, end)
+        bounds = list(itertools.pairwise(_cut_points(ranges, start, end, threads)))
+        walks = [self._walk(pagemap, query, *part, None, ranges) for part in bounds]
+        buffer = self._take_buffer()
+        length = scan_parallel(walks, buffer, threads)
         return self._hand_over(buffer, length)
 
 
@@ -326,19 +336,21 @@ def _scan_small(fd: int, masks: tuple[int, int, int, int], start: int, end: int)
 
 def _cut_points(ranges: npt.NDArray[np.uint64], start: int, end: int, threads: int) -> list[int]:
     """Addresses that cut [start, end) into parts with about as much mapped memory each."""
+    if len(ranges) == 1:
+        first, last = ranges[0].tolist()
+        parts = min(threads * CHUNKS_PER_WORKER, (last - first) // MIN_CHUNK)
+        inner = [(first + (last - first) * k // parts) // CUT * CUT for k in range(1, parts)]
+        return [start, *(a for a in inner if start < a < end), end]
     sizes = (ranges[:, 1] - ranges[:, 0]).astype(np.float64)
     mapped = float(sizes.sum())
     parts = int(min(threads * CHUNKS_PER_WORKER, mapped // MIN_CHUNK))
     if parts < 2:
         return [start, end]
     before = np.concatenate(([0.0], np.cumsum(sizes)))
-    inner = []
-    for k in range(1, parts):
-        target = mapped * k / parts
-        i = int(np.searchsorted(before, target, side="right")) - 1
-        address = int(ranges[i, 0]) + int(target - before[i])
-        inner.append(address // (2 << 20) * (2 << 20))
-    return [start, *sorted({a for a in inner if start < a < end}), end]
+    targets = mapped / parts * np.arange(1, parts)
+    i = np.searchsorted(before, targets, side="right") - 1
+    cuts = (ranges[i, 0] + (targets - before[i]).astype(np.uint64)) // np.uint64(CUT) * np.uint64(CUT)
+    return [start, *sorted({a for a in cuts.tolist() if start < a < end}), end]
 
 
 def scan(

@@ -20,6 +20,9 @@ from .process import Descriptor
 
 Masks = tuple[int, int, int, int]
 
+GROWN = 1 << 17
+"""Regions in a buffer that was too small at first (3 MiB): from here on the memory is in huge pages."""
+
 
 class Walk(ABC):
     """A range being walked. `position` is where the next step starts; `done` when nothing is left.
@@ -103,6 +106,15 @@ class ReadWalk(Walk):
         )
 
 
+def fill_all(walk: Walk, buffer: _pagemap.RegionBuffer, at: int = 0) -> int:
+    """Walks to the end into a buffer that grows; returns how many regions it holds."""
+    at = walk.fill(buffer, at)
+    while not walk.done:
+        buffer.resize(max(2 * buffer.capacity, GROWN))
+        at = walk.fill(buffer, at)
+    return at
+
+
 def regions_of(buffer: _pagemap.RegionBuffer, length: int) -> npt.NDArray[np.void]:
     """The first `length` regions of a buffer as an array: a view, which keeps the buffer alive."""
     if length == 0:
@@ -111,18 +123,18 @@ def regions_of(buffer: _pagemap.RegionBuffer, length: int) -> npt.NDArray[np.voi
     return np.frombuffer(memory, REGION_DTYPE, length)
 
 
-def batches(walk: Walk, capacity: int) -> Iterator[npt.NDArray[np.void]]:
+def batches(walk: Walk, capacity: int, pool: list[_pagemap.RegionBuffer]) -> Iterator[npt.NDArray[np.void]]:
     """The answer of a walk in arrays of at most `capacity` regions, none empty.
 
-    A buffer is used again when nobody holds its array any more: a consumer that keeps one batch at a
-    time needs two buffers, however large the process.
+    A buffer of the pool is used again when nobody holds its array any more: a consumer that keeps one
+    batch at a time needs two buffers, however large the process.
     """
-    pool: list[_pagemap.RegionBuffer] = []
     while not walk.done:
         buffer = next((b for b in pool if b.exports == 0), None)
         if buffer is None:
             buffer = _pagemap.RegionBuffer(capacity)
-            pool = [*pool[-1:], buffer]
+            pool[:-1] = []
+            pool.append(buffer)
         length = walk.fill(buffer)
         if length:
             yield regions_of(buffer, length)

@@ -336,11 +336,11 @@ region_buffer_append(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     RegionBuffer *self = (RegionBuffer *)object;
     RegionBuffer *other;
     PyObject *answer = NULL;
-    uint64_t at, count;
+    uint64_t at, first, count;
     size_t length = 0;
 
-    if (arg_count("append", nargs, 3) < 0 || arg_u64(args[0], "at", &at) < 0 ||
-        arg_u64(args[2], "count", &count) < 0) {
+    if (arg_count("append", nargs, 4) < 0 || arg_u64(args[0], "at", &at) < 0 ||
+        arg_u64(args[2], "first", &first) < 0 || arg_u64(args[3], "count", &count) < 0) {
         return NULL;
     }
     if (Py_TYPE(args[1]) != Py_TYPE(object) || args[1] == object) {
@@ -355,12 +355,14 @@ region_buffer_append(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         writer_release(self);
         return NULL;
     }
-    if (count > other->capacity || at > self->capacity || count > self->capacity - at) {
+    if (first > other->capacity || count > other->capacity - first || at > self->capacity ||
+        count > self->capacity - at) {
         PyErr_SetString(PyExc_ValueError, "the regions do not fit");
         goto done;
     }
 
-    Py_BEGIN_ALLOW_THREADS memcpy(self->regions + at, other->regions, count * REGION_SIZE);
+    Py_BEGIN_ALLOW_THREADS
+    memcpy(self->regions + at, other->regions + first, count * REGION_SIZE);
     length = merge_touching(self->regions, at, at + count);
     self->length = length;
     Py_END_ALLOW_THREADS
@@ -480,7 +482,7 @@ static PyMethodDef region_buffer_methods[] = {
      PyDoc_STR("read(at, fd, ranges, start, end, max_pages, inverted, mask, anyof, report)\n"
                "-> (length, resume, pages): the same from /proc/PID/pagemap entries.")},
     {"append", (PyCFunction)(void (*)(void))region_buffer_append, METH_FASTCALL,
-     PyDoc_STR("append(at, other, count) -> length")},
+     PyDoc_STR("append(at, other, first, count) -> length")},
     {"clear", region_buffer_clear, METH_NOARGS, PyDoc_STR("clear(): length 0; BufferError while views exist.")},
     {"resize", region_buffer_resize, METH_O,
      PyDoc_STR("resize(capacity): grow or shrink without copying; BufferError while views exist.")},

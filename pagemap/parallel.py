@@ -1,0 +1,83 @@
+"""Several walks at the same time, their answers put together in order.
+
+A walk holds the mmap lock of the process that it looks at, for reading, as long as the system call lasts.
+Where that is this process, every mmap, munmap and mremap waits for it, and every later walk for those: two
+threads that allocate while they walk are slower than one. So all memory and all threads are there before
+the first walk begins, and the calling thread is one of the workers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from . import _pagemap
+from .walk import Walk, fill_all
+
+
+class _Part(NamedTuple):
+    """What the walk number `rank` found: `length` regions from `first` on in a worker's buffer."""
+
+    rank: int
+    buffer: _pagemap.RegionBuffer
+    first: int
+    length: int
+
+
+class _Worker:
+    """Takes walks from a queue until it is empty; their regions stand in its buffer one after the other."""
+
+    def __init__(self, queue: deque[tuple[int, Walk]], buffer: _pagemap.RegionBuffer) -> None:
+        self.queue = queue
+        self.buffer = buffer
+        self.parts: list[_Part] = []
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        length = 0
+        try:
+            while True:
+                try:
+                    rank, walk = self.queue.popleft()
+                except IndexError:
+                    return
+                first, length = length, fill_all(walk, self.buffer, length)
+                self.parts.append(_Part(rank, self.buffer, first, length - first))
+        except BaseException as error:
+            self.error = error
+            self.queue.clear()
+
+
+def scan_parallel(walks: Sequence[Walk], buffer: _pagemap.RegionBuffer, threads: int) -> int:
+    """Fills a buffer, which grows, with the answers of walks over ascending ranges, in their order.
+
+    Returns how many regions it holds. An error of any walk ends the others after their present step.
+    """
+    queue = deque(enumerate(walks))
+    workers = [
+        _Worker(queue, _pagemap.RegionBuffer(buffer.capacity)) for _ in range(min(threads, len(walks)))
+    ]
+    helpers = [threading.Thread(target=worker.run, name="pagemap") for worker in workers[1:]]
+    started = []
+    try:
+        for helper in helpers:
+            helper.start()
+            started.append(helper)
+        workers[0].run()
+    finally:
+        queue.clear()
+        for helper in started:
+            helper.join()
+    for worker in workers:
+        if worker.error is not None:
+            raise worker.error
+    parts = sorted(part for worker in workers for part in worker.parts)
+    total = sum(part.length for part in parts)
+    if total > buffer.capacity:
+        buffer.resize(total)
+    length = 0
+    for part in parts:
+        length = buffer.append(length, part.buffer, part.first, part.length)
+    return length
