@@ -249,8 +249,8 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     }
     room = self->capacity - at < STEP_REGIONS ? self->capacity - at : STEP_REGIONS;
 
-    Py_BEGIN_ALLOW_THREADS error =
-        scan_ioctl(fd, &request, self->regions + at, room, &result.walk_end, &result.count);
+    Py_BEGIN_ALLOW_THREADS
+    error = scan_ioctl(fd, &request, self->regions + at, room, &result.walk_end, &result.count);
     if (error == 0) {
         resume = scan_resume(&request, &result, room, self->regions + at);
         result.pages = request.max_pages == 0 ? 0 : count_pages(self->regions + at, result.count);
@@ -262,8 +262,7 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     }
     Py_END_ALLOW_THREADS
 
-        if (error != 0)
-    {
+    if (error != 0) {
         errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
         goto done;
@@ -307,16 +306,16 @@ region_buffer_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     }
     room = self->capacity - at;
 
-    Py_BEGIN_ALLOW_THREADS error = read_ranges(fd, ranges.buf, (size_t)ranges.len / sizeof(uint64_t[2]),
-                                               &request, self->regions + at, room, &result);
+    Py_BEGIN_ALLOW_THREADS
+    error = read_ranges(fd, ranges.buf, (size_t)ranges.len / sizeof(uint64_t[2]), &request,
+                        self->regions + at, room, &result);
     if (error == 0) {
         length = merge_touching(self->regions, at, at + result.count);
         self->length = length;
     }
     Py_END_ALLOW_THREADS
 
-        if (error != 0)
-    {
+    if (error != 0) {
         errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
         goto done;
@@ -367,7 +366,7 @@ region_buffer_append(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     self->length = length;
     Py_END_ALLOW_THREADS
 
-        answer = PyLong_FromSize_t(length);
+    answer = PyLong_FromSize_t(length);
 done:
     writer_release(other);
     writer_release(self);
@@ -483,7 +482,8 @@ static PyMethodDef region_buffer_methods[] = {
                "-> (length, resume, pages): the same from /proc/PID/pagemap entries.")},
     {"append", (PyCFunction)(void (*)(void))region_buffer_append, METH_FASTCALL,
      PyDoc_STR("append(at, other, first, count) -> length")},
-    {"clear", region_buffer_clear, METH_NOARGS, PyDoc_STR("clear(): length 0; BufferError while views exist.")},
+    {"clear", region_buffer_clear, METH_NOARGS,
+     PyDoc_STR("clear(): length 0; BufferError while views exist.")},
     {"resize", region_buffer_resize, METH_O,
      PyDoc_STR("resize(capacity): grow or shrink without copying; BufferError while views exist.")},
     {NULL, NULL, 0, NULL},
