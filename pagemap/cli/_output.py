@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,9 @@ from pagemap import PAGE_SIZE, Category
 from ._params import label
 
 _WIDE = 10_000
+GAP = 2
+"""Columns between two columns of a table."""
+MIN_NAME = 16
 
 
 def console(stream: TextIO | None = None) -> Console:
@@ -34,6 +38,11 @@ def console(stream: TextIO | None = None) -> Console:
         markup=False,
         emoji=False,
     )
+
+
+def printable(text: str) -> str:
+    """A name that somebody else chose, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(nbytes: float) -> str:
@@ -55,7 +64,14 @@ def pages(count: int) -> str:
 
 def new_table() -> Table:
     """The look of every table."""
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    return Table(
+        box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False
+    )
+
+
+def progress() -> Progress:
+    """A progress bar on a terminal's stderr, gone when it is done; print nothing while it shows."""
+    return Progress(console=console(sys.stderr), transient=True, disable=not sys.stderr.isatty())
 
 
 def pages_table(
@@ -63,23 +79,31 @@ def pages_table(
     rows: Iterable[tuple[Sequence[str], Any, str]],
     total: tuple[Sequence[str], dict[Category, int]],
     categories: Sequence[Category],
+    width: int,
 ) -> Table:
     """Pages by category: columns `lead`, one for each category, and a name.
 
     rows: (texts of the lead columns, a record of pagemap.regions.VMA_PAGES_DTYPE, name).
     total: (texts of the lead columns, pages by category). Counts are shown as sizes.
+    width: columns of the terminal; paths that do not fit keep their end.
     """
-    table = new_table()
-    for heading in lead:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for category in categories:
-        table.add_column(label(category), justify="right", no_wrap=True)
-    table.add_column("name", overflow="fold")
-    for texts, record, name in rows:
-        counts = (pages(int(record[str(category.name)])) for category in categories)
-        table.add_row(*texts, *counts, Text(name))
-    table.add_section()
+    headings = [*lead, *map(label, categories)]
+    body = [
+        ([*texts, *(pages(int(record[str(category.name)])) for category in categories)], printable(name))
+        for texts, record, name in rows
+    ]
     texts, by_category = total
-    sums = (pages(by_category[category]) for category in categories)
-    table.add_row(*texts, *sums, Text("total"), style="bold")
+    sums = [*texts, *(pages(by_category[category]) for category in categories)]
+
+    columns = zip(headings, sums, *(cells for cells, _ in body), strict=True)
+    room = max(width - sum(max(map(len, column)) + GAP for column in columns), MIN_NAME)
+    table = new_table()
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("name", overflow="fold")
+    for cells, name in body:
+        short = f"…{name[1 - room :]}" if name.startswith("/") and len(name) > room else name
+        table.add_row(*cells, Text(short))
+    table.add_section()
+    table.add_row(*sums, Text("total"), style="bold")
     return table

@@ -16,7 +16,7 @@ _LABELS = {Category.PFNZERO: "zero"}
 
 def label(category: Category) -> str:
     """What people read and type for a category: its name in lower case, "zero" for PFNZERO."""
-    return _LABELS.get(category) or (category.name or hex(category)).lower()
+    return _LABELS.get(category) or str(category.name).lower()
 
 
 class ProcessId(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5

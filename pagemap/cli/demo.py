@@ -16,13 +16,12 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from pagemap import Category, PageMap, Query, features, regions
 
 from ._group import Failure, Unsupported
-from ._output import console, pages, pages_table, size
+from ._output import console, pages, pages_table, progress, size
 from .scan import DEFAULT_ORDER, default_categories
 
 ATTEMPTS = 5
@@ -77,8 +76,7 @@ def command(mebibytes: int) -> None:
     The program touches its arrays in different ways and says what it did; that is the third witness.
     """
     out = console()
-    progress = Progress(console=console(sys.stderr), transient=True, disable=not sys.stderr.isatty())
-    with progress, started_workload(mebibytes, progress) as workload, contextlib.ExitStack() as stack:
+    with started_workload(mebibytes) as workload, contextlib.ExitStack() as stack:
         read = stack.enter_context(PageMap(workload.pid, engine="read"))
         scan = stack.enter_context(PageMap(workload.pid, engine="scan")) if features().scan else read
         query = Query(any_of=Category.PRESENT | Category.SWAPPED, report=default_categories(scan.engine))
@@ -94,11 +92,11 @@ def command(mebibytes: int) -> None:
         out.print(f"Both engines agree on all {checked.size} regions ({pages(regions.page_count(checked))}).")
         check_parts(workload, checked)
         out.print("Both found just the pages that the program says it touched, in every array.")
-        out.print(speed_report(*paired_times(scan, read, progress)))
+        out.print(speed_report(*paired_times(scan, read)))
 
 
 @contextlib.contextmanager
-def started_workload(mebibytes: int, progress: Progress) -> Iterator[Workload]:
+def started_workload(mebibytes: int) -> Iterator[Workload]:
     """The program, its arrays made; ended when the context is left, in whatever way."""
     program = Path(__file__).with_name("_workload.py")
     # A session of its own: Ctrl-C is for this process, which then ends that one.
@@ -111,21 +109,21 @@ def started_workload(mebibytes: int, progress: Progress) -> Iterator[Workload]:
     )
     with child:
         try:
-            yield Workload(child.pid, read_parts(child, progress))
+            yield Workload(child.pid, read_parts(child))
         finally:
             child.kill()
 
 
-def read_parts(child: subprocess.Popen[str], progress: Progress) -> list[Part]:
+def read_parts(child: subprocess.Popen[str]) -> list[Part]:
     assert child.stdout is not None
     parts: list[Part] = []
-    task = progress.add_task("the program touches its memory", total=None)
-    for line in child.stdout:
-        if line == "ready\n":
-            progress.remove_task(task)
-            return parts
-        parts.append(Part(**json.loads(line)))
-        progress.update(task, description=f"the program touches its memory: {parts[-1].name}")
+    with progress() as bar:
+        task = bar.add_task("the program touches its memory", total=None)
+        for line in child.stdout:
+            if line == "ready\n":
+                return parts
+            parts.append(Part(**json.loads(line)))
+            bar.update(task, description=f"the program touches its memory: {parts[-1].name} done")
     code = child.wait()
     raise Failure(f"the program ended with code {code} before it was ready: too little memory? Try --size 64")
 
@@ -141,7 +139,7 @@ def parts_table(workload: Workload, found: npt.NDArray[Any]) -> Table:
         for part, record in zip(workload.parts, table, strict=True)
     ]
     rows.append(([""], rest, "interpreter, libraries, heap, stack"))
-    return pages_table(["size"], rows, ([""], counts), shown)
+    return pages_table(["size"], rows, ([""], counts), shown, console().width)
 
 
 def check_agreement(scan: PageMap, read: PageMap) -> npt.NDArray[Any]:
@@ -172,15 +170,13 @@ def check_parts(workload: Workload, found: npt.NDArray[Any]) -> None:
             raise Failure(f"{part.name}: the program touched {part.pages} pages, found {record['pages']}")
 
 
-def paired_times(scan: PageMap, read: PageMap, progress: Progress) -> tuple[list[float], list[float]]:
+def paired_times(scan: PageMap, read: PageMap) -> tuple[list[float], list[float]]:
     """Seconds that each engine takes for the populated pages of the whole process, in pairs of runs."""
-    task: TaskID = progress.add_task("timing both engines", total=PAIRS)
     by_scan, by_read = [], []
-    for _ in range(PAIRS):
-        by_scan.append(seconds(scan.scan))
-        by_read.append(seconds(read.scan))
-        progress.advance(task)
-    progress.remove_task(task)
+    with progress() as bar:
+        for _ in bar.track(range(PAIRS), description="timing both engines"):
+            by_scan.append(seconds(scan.scan))
+            by_read.append(seconds(read.scan))
     return by_scan, by_read
 
 

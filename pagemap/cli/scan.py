@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pagemap import PAGE_SIZE, Category, PageMap, Query, VmaTable, features, regions
 
-from ._output import console, pages, pages_table, size
+from ._output import console, pages, pages_table, printable, size
 from ._params import Address, CategoryName, ProcessId, combined, label
 
 DEFAULT_ORDER = (
@@ -65,7 +65,7 @@ def query_of(categories: Category, engine: str) -> Query:
 def program_name(pid: int) -> str:
     """The name in /proc/PID/comm; "?" where that has gone."""
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="backslashreplace") as comm:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="surrogateescape") as comm:
             return comm.read().rstrip("\n")
     except OSError:
         return "?"
@@ -169,8 +169,8 @@ def command(
 
 
 def names(categories: int) -> list[str]:
-    """The names of the categories in a mask; a bit without a name as hexadecimal."""
-    return [category.name or hex(category) for category in Category(categories)]
+    """The names of the categories in a mask."""
+    return [str(category.name) for category in Category(categories)]
 
 
 def head(pm: Picture | PageMap, categories: Category) -> dict[str, Any]:
@@ -230,19 +230,15 @@ def print_table(picture: Picture, rows: list[tuple[Any, Any]], limit: int, wante
     listed = filled[: limit or None]
     out = console()
     out.print(
-        f"Process {picture.pid} ({program_name(picture.pid)}), engine {picture.engine}: {pages(total)}"
+        f"Process {picture.pid} ({printable(program_name(picture.pid))}), engine {picture.engine}: {pages(total)}"
         f" in {len(filled)} of {len(rows)} VMAs\n"
     )
-    lead = ("address", "perm", "size", "pages")
+    lead = ("address", "perm", "size")
     body = (
-        (
-            (f"{vma.start:012x}", vma.permissions, size(vma.end - vma.start), pages(int(record["pages"]))),
-            record,
-            vma.name,
-        )
+        ((f"{vma.start:012x}", vma.permissions, size(vma.end - vma.start)), record, vma.name)
         for vma, record in listed
     )
-    out.print(pages_table(lead, body, (("", "", "", pages(total)), counts), shown))
+    out.print(pages_table(lead, body, (("", "", ""), counts), shown, out.width))
     if len(listed) < len(filled):
         rest = sum(int(record["pages"]) for _, record in filled[len(listed) :])
         out.print(f"and {pages(rest)} in {len(filled) - len(listed)} smaller VMAs (--limit 0 shows them)")
