@@ -229,8 +229,9 @@ def print_table(picture: Picture, rows: list[tuple[Any, Any]], limit: int, wante
     filled = sorted((row for row in rows if row[1]["pages"]), key=lambda row: -int(row[1]["pages"]))
     listed = filled[: limit or None]
     out = console()
+    program = printable(program_name(picture.pid))
     out.print(
-        f"Process {picture.pid} ({printable(program_name(picture.pid))}), engine {picture.engine}: {pages(total)}"
+        f"Process {picture.pid} ({program}), engine {picture.engine}: {pages(total)}"
         f" in {len(filled)} of {len(rows)} VMAs\n"
     )
     lead = ("address", "perm", "size")
