@@ -28,8 +28,7 @@ def explain(error: OSError, pid: int, path: str) -> OSError:
     if code in (errno.EPERM, errno.EACCES):
         text = (
             f"may not look at process {pid}: that needs the same user and a dumpable process, or"
-            " CAP_SYS_PTRACE (try sudo; see kernel.yama.ptrace_scope and ptrace(2), section"
-            " 'Ptrace access mode checking')"
+            " CAP_SYS_PTRACE (try sudo; see ptrace(2), 'Ptrace access mode checking')"
         )
     elif code in (errno.ENOENT, errno.ESRCH):
         text = f"process {pid} does not exist, has exited or replaced its program (execve), or has no memory"
