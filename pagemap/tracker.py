@@ -242,7 +242,8 @@ class DirtyTracker(Tracker):
             else:
                 self._walk(whole.plain, reset=True)
                 self._accept()
-            self._gather_by_call(whole.huge)
+            if len(whole.huge):
+                self._gather_by_call(whole.huge)
         if len(whole.opaque):
             self._found = union(self._found, self._labelled(self._scan(_POPULATED, whole.opaque)))
         if self._split_huge:
