@@ -1,0 +1,195 @@
+/*
+ * A userfaultfd belongs to the memory of the process that creates it, so it has to be created inside the
+ * target: one of its threads is stopped with ptrace, made to call userfaultfd() with the system-call
+ * instruction that its vdso already holds, and let go. Its text and its memory are not written to.
+ *
+ * The tracer is a helper process that shares this one's memory and descriptors (as posix_spawn's is, for a
+ * moment), and lives for one injection:
+ * - A tracer that is killed in the middle leaves the target with registers that are not its own. SIGKILL
+ *   to this process, or to its process group, leaves the helper to finish. PTRACE_O_EXITKILL is never set.
+ * - PTRACE_DETACH releases only what has stopped; the end of the tracer releases everything, so a target that
+ *   does not stop, or dies, is never left traced.
+ * - SIGCHLD and waitpid(-1) of this process see nothing of it.
+ *
+ * Yama's kernel.yama.ptrace_scope=1 lets only an ancestor trace, which the helper never is: a child of this
+ * process is traced by a thread instead, which does the same but for the first and the last point.
+ */
+#include "inject_private.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define HELPER_STACK ((size_t)256 * 1024)
+
+/*
+ * On the target's own processor: then the one goes to sleep as the other wakes up, without interrupts
+ * between processors (tens of microseconds in a virtual machine), and the target's turn is the tracer's.
+ */
+static void
+join_processor(const struct inject_target *target)
+{
+    int processor = inject_processor(target->pid, target->tid);
+    cpu_set_t set;
+
+    if (processor >= 0 && processor < CPU_SETSIZE) {
+        CPU_ZERO(&set);
+        CPU_SET((unsigned)processor, &set);
+        sched_setaffinity(0, sizeof(set), &set); /* refused in another cpuset: slower, no more */
+    }
+}
+
+static void
+inject(struct injection *in)
+{
+    const struct inject_target *target = in->target;
+    const uintptr_t options = PTRACE_O_TRACESYSGOOD;
+
+    join_processor(target);
+    if (trace(PTRACE_SEIZE, target->tid, 0, (void *)options) != 0) {
+        in->error = inject_fail(in->out, INJECT_SEIZE, errno,
+                                "ptrace is refused: another user's process, or kernel.yama.ptrace_scope");
+        return;
+    }
+    /* What was read in /proc was of this process, and not of an earlier one with its number. */
+    if (syscall(SYS_pidfd_send_signal, target->pidfd, 0, NULL, 0) != 0 && errno == ESRCH) {
+        in->error = inject_fail(in->out, INJECT_SEIZE, ESRCH, NULL);
+        return;
+    }
+    in->error = inject_stop(in);
+    if (in->error == 0) {
+        in->error = inject_stopped(in);
+        trace(PTRACE_DETACH, target->tid, 0, NULL);
+        in->out->stopped_ns = inject_now_ns() - in->running_at;
+    }
+}
+
+/* errno, like all of the C library's memory, is the waiting caller's; its handlers and timers are not. */
+static int
+helper_process(void *argument)
+{
+    struct injection *in = argument;
+    struct sigaction standard = {.sa_handler = SIG_DFL};
+
+    sigaction(SIGCHLD, &standard,
+              NULL); /* the caller may ignore it, and nothing would ever wake wait_stop() */
+    setpgid(0, 0);
+    inject(in);
+    return 0;
+}
+
+/* With all signals blocked. 0, or -errno when there is no helper. */
+static int
+inject_from_process(struct injection *in)
+{
+    const int flags = CLONE_VM | CLONE_FILES | CLONE_VFORK | CLONE_UNTRACED; /* no signal when it ends */
+    char *stack =
+        mmap(NULL, HELPER_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    int cancel, error = 0;
+    pid_t helper;
+
+    if (stack == MAP_FAILED) {
+        return -errno;
+    }
+    in->own_process = true;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel); /* the helper would obey it as if it were us */
+    helper = clone(helper_process, stack + HELPER_STACK, flags, in);
+    if (helper < 0) {
+        error = -errno;
+    } else {
+        /* CLONE_VFORK ends when its memory is released; the target is, only when it can be waited for. */
+        while (waitpid(helper, NULL, __WALL) < 0 && errno == EINTR) {
+        }
+    }
+    pthread_setcancelstate(cancel, NULL);
+    munmap(stack, HELPER_STACK);
+    return error;
+}
+
+struct tracer_thread {
+    struct injection *in;
+    pid_t tid;
+};
+
+static void *
+trace_from_thread(void *argument)
+{
+    struct tracer_thread *tracer = argument;
+
+    tracer->tid = (pid_t)syscall(SYS_gettid);
+    inject(tracer->in);
+    return NULL;
+}
+
+static int
+inject_from_thread(struct injection *in)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    struct tracer_thread tracer = {.in = in};
+    pthread_t thread;
+    int error;
+
+    in->own_process = false;
+    error = pthread_create(&thread, NULL, trace_from_thread, &tracer);
+    if (error != 0) {
+        return -error;
+    }
+    pthread_join(thread, NULL);
+    /* It has ended for the C library, and a little later for the kernel, which only then lets go of a target.
+     */
+    for (int i = 0; in->error != 0 && i < 10000 && syscall(SYS_tgkill, getpid(), tracer.tid, 0) == 0; i++) {
+        nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
+static int
+inject_once(pid_t pid, long flags, struct inject_result *out)
+{
+    struct inject_target target;
+    struct injection in = {.target = &target, .out = out, .flags = flags};
+    sigset_t all, before;
+    int error;
+
+    *out = (struct inject_result){.fd = -1};
+    error = inject_find_target(pid, &target, out);
+    if (error != 0) {
+        goto done;
+    }
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    in.error =
+        inject_fail(out, INJECT_CALL, EINTR, "the helper process was killed"); /* until it says otherwise */
+    error = inject_from_process(&in);
+    if (error == 0 && in.error == -EPERM && out->stage == INJECT_SEIZE) {
+        error = inject_from_thread(&in);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0) {
+        error = inject_fail(out, INJECT_SEIZE, -error, "no helper process to trace from");
+        goto done;
+    }
+    error = in.error;
+    if (error != 0 && out->fd >= 0) {
+        close(out->fd);
+        out->fd = -1;
+    }
+done:
+    inject_release_target(&target);
+    return error;
+}
+
+int
+inject_userfaultfd(pid_t pid, long flags, struct inject_result *out)
+{
+    int error = -EAGAIN;
+
+    /* EAGAIN: the target called exec between two looks. */
+    for (int attempt = 0; attempt < 3 && error == -EAGAIN; attempt++) {
+        error = inject_once(pid, flags | O_CLOEXEC | O_NONBLOCK, out);
+    }
+    return error;
+}
