@@ -5,6 +5,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import struct
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import witness
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 ZRAM = Path("/sys/class/zram-control")
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 SWAP_BYTES = 64 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -165,3 +167,27 @@ def _make_swap_space(device):
     header[-10:] = b"SWAPSPACE2"
     with device.open("r+b") as file:
         file.write(header)
+
+
+@contextlib.contextmanager
+def next_pid(pid):
+    """A process with this pid, which nobody has now."""
+    if os.geteuid() != 0 or not LAST_PID.exists():
+        raise Missing(f"{LAST_PID} needs root and CONFIG_CHECKPOINT_RESTORE")
+    for _ in range(200):
+        LAST_PID.write_text(str(pid - 1))
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+        if child == pid:
+            break
+        os.kill(child, signal.SIGKILL)  # somebody else forked in between
+        os.waitpid(child, 0)
+    else:
+        raise Missing(f"pid {pid} is not to be had again: others are faster")
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
