@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import _pagemap
-from .walk import Walk, fill_all
+from .walk import Walk
 
 
 class _Part(NamedTuple):
@@ -43,22 +43,29 @@ class _Worker:
                     rank, walk = self.queue.popleft()
                 except IndexError:
                     return
-                first, length = length, fill_all(walk, self.buffer, length)
+                first, length = length, self._fill(walk, length)
                 self.parts.append(_Part(rank, self.buffer, first, length - first))
         except BaseException as error:
             self.error = error
             self.queue.clear()
 
+    def _fill(self, walk: Walk, length: int) -> int:
+        length = walk.fill(self.buffer, length)
+        while not walk.done:
+            self.buffer.resize(2 * self.buffer.capacity)
+            length = walk.fill(self.buffer, length)
+        return length
 
-def scan_parallel(walks: Sequence[Walk], buffer: _pagemap.RegionBuffer, threads: int) -> int:
-    """Fills a buffer, which grows, with the answers of walks over ascending ranges, in their order.
 
-    Returns how many regions it holds. An error of any walk ends the others after their present step.
+def scan_parallel(
+    walks: Sequence[Walk], spare: _pagemap.RegionBuffer, threads: int
+) -> tuple[_pagemap.RegionBuffer, int]:
+    """The answers of walks over ascending ranges, in their order: a buffer and how many regions it holds.
+
+    The buffer is `spare` where they fit. An error of any walk ends the others after their present walk.
     """
     queue = deque(enumerate(walks))
-    workers = [
-        _Worker(queue, _pagemap.RegionBuffer(buffer.capacity)) for _ in range(min(threads, len(walks)))
-    ]
+    workers = [_Worker(queue, _pagemap.RegionBuffer(spare.capacity)) for _ in range(min(threads, len(walks)))]
     helpers = [threading.Thread(target=worker.run, name="pagemap") for worker in workers[1:]]
     started = []
     try:
@@ -75,9 +82,8 @@ def scan_parallel(walks: Sequence[Walk], buffer: _pagemap.RegionBuffer, threads:
             raise worker.error
     parts = sorted(part for worker in workers for part in worker.parts)
     total = sum(part.length for part in parts)
-    if total > buffer.capacity:
-        buffer.resize(total)
+    buffer = spare if total <= spare.capacity else _pagemap.RegionBuffer(total)
     length = 0
     for part in parts:
         length = buffer.append(length, part.buffer, part.first, part.length)
-    return length
+    return buffer, length

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
 import os
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Literal, SupportsIndex
+from typing import Literal, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from .features import address_space_end, features
 from .maps import VmaTable, read_vmas
 from .parallel import scan_parallel
 from .query import Query, category_names
-from .walk import IoctlWalk, ReadWalk, Walk, batches, fill_all, regions_of
+from .walk import IoctlWalk, ReadWalk, Walk, batches, collect, regions_of
 
 RegionArray = npt.NDArray[np.void]
 Engine = Literal["auto", "scan", "read"]
@@ -28,9 +29,9 @@ Engine = Literal["auto", "scan", "read"]
 BATCH = 65536
 """Regions in a batch of iter_scan() (1.5 MiB): enough of them to forget what a batch costs."""
 FIRST = 16384
-"""Regions in the buffer that a scan begins with (384 KiB), kept warm from scan to scan."""
+"""Regions in the buffer of a scan (384 KiB), kept warm from scan to scan; more are appended to huge pages."""
 SMALL_RESULT = 4096
-"""Results up to so many regions are copied out of that buffer; larger ones take it along, and grow it."""
+"""Results up to so many regions are copied out of a warm buffer; larger ones take it along."""
 SMALL_RANGE = 128
 """Ranges of so many pages are one system call into an array of that size."""
 MIN_CHUNK = 16 << 20
@@ -81,7 +82,7 @@ class PageMap:
         )
         self._limit = address_space_end()
         self._spare: list[_pagemap.RegionBuffer] = []
-        self._spare_batches: list[_pagemap.RegionBuffer] = []
+        self._spare_pools: list[list[_pagemap.RegionBuffer]] = []
         self._maps_lock = threading.Lock()
         pagemap, self._maps = process.open_proc(self._pid, "pagemap", "maps")
         self._pagemap = pagemap
@@ -111,7 +112,7 @@ class PageMap:
         """Frees the descriptors; arrays that were returned stay valid. May be called twice."""
         self._pagemap = None
         self._spare.clear()
-        self._spare_batches.clear()
+        self._spare_pools.clear()
 
     def __enter__(self) -> PageMap:
         self._open()
@@ -177,9 +178,16 @@ class PageMap:
         return ReadWalk(pagemap, masks, start, end, budget, ranges)
 
     def _explain(self, error: OSError) -> OSError:
+        """What the kernel said in words; an error that has its words already as it is."""
         if isinstance(error, errors.UnsupportedError | errors.StalledScanError) or error.filename:
             return error
         return errors.explain(error, self._pid, f"/proc/{self._pid}/pagemap")
+
+    def _raise(self, error: OSError) -> NoReturn:
+        explained = self._explain(error)
+        if explained is error:
+            raise error
+        raise explained from error
 
     # Questions
 
@@ -210,6 +218,8 @@ class PageMap:
         start, end = self._range(start, end)
         budget = None if max_pages is None else _count(max_pages, "max_pages", 0)
         threads = _count(workers, "workers", 1)
+        if budget == 0:
+            return np.empty(0, REGION_DTYPE)
         try:
             if self._engine == "scan" and budget is None and end - start <= SMALL_RANGE * PAGE_SIZE:
                 return _scan_small(pagemap.fd, masks, start, end)
@@ -217,7 +227,7 @@ class PageMap:
                 return self._scan_parallel(pagemap, query, start, end, threads)
             return self._collect(self._walk(pagemap, query, start, end, budget))
         except OSError as error:
-            raise self._explain(error) from error
+            self._raise(error)
 
     def iter_scan(
         self,
@@ -236,19 +246,26 @@ class PageMap:
         pagemap = self._open()
         size = _count(batch_size, "batch_size", 1)
         first, last = self._range(start, end)
-        walk = self._walk(pagemap, query, first, last, None)
+        try:
+            walk = self._walk(pagemap, query, first, last, None)
+        except OSError as error:
+            self._raise(error)
 
         def iterate() -> Iterator[RegionArray]:
-            pool, self._spare_batches = self._spare_batches if size == BATCH else [], []
+            pool: list[_pagemap.RegionBuffer] = []
+            if size == BATCH:
+                # Only pop and append: each pool has one user, also where threads share this PageMap.
+                with contextlib.suppress(IndexError):
+                    pool = self._spare_pools.pop()
             try:
                 for batch in batches(walk, size, pool):
                     yield batch
                     self._open()
             except OSError as error:
-                raise self._explain(error) from error
+                self._raise(error)
             finally:
-                if size == BATCH and not self.closed:
-                    self._spare_batches = pool
+                if size == BATCH and not self._spare_pools and not self.closed:
+                    self._spare_pools.append(pool)
 
         return iterate()
 
@@ -265,7 +282,7 @@ class PageMap:
         try:
             _pagemap.read_entries(pagemap.fd, first, out)
         except OSError as error:
-            raise self._explain(error) from error
+            self._raise(error)
         return out
 
     def vmas(self) -> VmaTable:
@@ -277,7 +294,7 @@ class PageMap:
             try:
                 return read_vmas(maps.fd, self._pid)
             except OSError as error:
-                raise self._explain(error) from error
+                self._raise(error)
 
     # How
 
@@ -296,17 +313,20 @@ class PageMap:
             return _pagemap.RegionBuffer(FIRST)
 
     def _collect(self, walk: Walk) -> RegionArray:
-        buffer = self._take_buffer()
-        return self._hand_over(buffer, fill_all(walk, buffer))
+        spare = self._take_buffer()
+        return self._hand_over(spare, *collect(walk, spare))
 
-    def _hand_over(self, buffer: _pagemap.RegionBuffer, length: int) -> RegionArray:
-        if length <= SMALL_RESULT:
+    def _hand_over(
+        self, spare: _pagemap.RegionBuffer, buffer: _pagemap.RegionBuffer, length: int
+    ) -> RegionArray:
+        if buffer is spare:
             result = regions_of(buffer, length).copy()
-            if not self._spare and buffer.capacity == FIRST and not self.closed:
-                self._spare.append(buffer)
-            return result
-        buffer.resize(length)
-        return regions_of(buffer, length)
+        else:
+            buffer.resize(length)
+            result = regions_of(buffer, length)
+        if not self._spare and not self.closed:
+            self._spare.append(spare)
+        return result
 
     def _scan_parallel(
         self, pagemap: process.Descriptor, query: Query, start: int, end: int, threads: int
@@ -314,9 +334,8 @@ class PageMap:
         ranges = self._mapped(start, end)
         bounds = list(itertools.pairwise(_cut_points(ranges, start, end, threads)))
         walks = [self._walk(pagemap, query, *part, None, ranges) for part in bounds]
-        buffer = self._take_buffer()
-        length = scan_parallel(walks, buffer, threads)
-        return self._hand_over(buffer, length)
+        spare = self._take_buffer()
+        return self._hand_over(spare, *scan_parallel(walks, spare, threads))
 
 
 def _scan_small(fd: int, masks: tuple[int, int, int, int], start: int, end: int) -> RegionArray:

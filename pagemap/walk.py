@@ -20,8 +20,8 @@ from .process import Descriptor
 
 Masks = tuple[int, int, int, int]
 
-GROWN = 1 << 17
-"""Regions in a buffer that was too small at first (3 MiB): from here on the memory is in huge pages."""
+HUGE = 2 << 20
+"""Bytes of a huge page: what a large buffer grows by, one page fault."""
 
 
 class Walk(ABC):
@@ -106,13 +106,25 @@ class ReadWalk(Walk):
         )
 
 
-def fill_all(walk: Walk, buffer: _pagemap.RegionBuffer, at: int = 0) -> int:
-    """Walks to the end into a buffer that grows; returns how many regions it holds."""
-    at = walk.fill(buffer, at)
-    while not walk.done:
-        buffer.resize(max(2 * buffer.capacity, GROWN))
-        at = walk.fill(buffer, at)
-    return at
+def collect(walk: Walk, spare: _pagemap.RegionBuffer) -> tuple[_pagemap.RegionBuffer, int]:
+    """Walks to the end: a buffer and how many regions it holds.
+
+    The buffer is `spare`, which is warm, where the answer fits. A larger one grows by huge pages, and
+    what comes after each of them goes through `spare`: no huge page is begun for less than `spare` holds.
+    """
+    n = walk.fill(spare)
+    if walk.done:
+        return spare, n
+    buffer, length = _pagemap.RegionBuffer(HUGE // REGION_DTYPE.itemsize), 0
+    while n:
+        length = buffer.append(length, spare, 0, n)
+        length = walk.fill(buffer, length)
+        n = walk.fill(spare)
+        if n:
+            unit = 1 if walk.done else HUGE
+            room = -(-(length + n) * REGION_DTYPE.itemsize // unit) * unit
+            buffer.resize(room // REGION_DTYPE.itemsize)
+    return buffer, length
 
 
 def regions_of(buffer: _pagemap.RegionBuffer, length: int) -> npt.NDArray[np.void]:

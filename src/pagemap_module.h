@@ -14,7 +14,8 @@
 enum { SCAN_KEYWORD_COUNT = 7 };
 
 typedef struct {
-    PyObject *scan_keywords[SCAN_KEYWORD_COUNT]; /* interned, so that a caller's literal matches by identity */
+    PyObject
+        *scan_keywords[SCAN_KEYWORD_COUNT]; /* interned, so that a caller's literal matches by identity */
     PyObject *str_dtype;
     PyObject *str_hasobject;
     PyObject *region_buffer_type;
@@ -45,6 +46,12 @@ int arg_count(const char *function, Py_ssize_t given, Py_ssize_t expected);
  * costs as much as a system call. */
 PyObject *tuple_of(PyObject *const *items, Py_ssize_t count);
 
+/* memory.c: anonymous memory, of whole pages, for munmap(); NULL when there is none. */
+static const size_t HUGE_SIZE = (size_t)2
+                                << 20; /* a huge page of x86-64, and of others with pages of 4 KiB */
+void *memory_map(size_t length);
+void *memory_resize(void *memory, size_t old_length, size_t length);
+
 /*
  * region_buffer.c: one mapping, one owner. `hold` is the number of exported views, or -1 while a
  * system call writes into the memory or it is being resized; every change of it is atomic, so views
@@ -53,8 +60,8 @@ PyObject *tuple_of(PyObject *const *items, Py_ssize_t count);
 typedef struct {
     PyObject_HEAD
     struct pmu_page_region *regions;
-    size_t capacity;   /* regions that fit */
-    size_t length;     /* regions that the last scan, read or append left: what an interrupted caller salvages */
+    size_t capacity; /* regions that fit */
+    size_t length; /* regions that the last scan, read or append left: what an interrupted caller salvages */
     size_t map_length; /* bytes mapped */
     atomic_long hold;
 } RegionBuffer;

@@ -13,8 +13,6 @@
 enum { HOLD_WRITER = -1 };
 /* One system call fills at most so many regions (384 KiB): they are looked at while they are in the cache. */
 enum { STEP_REGIONS = 16384 };
-/* What a transparent huge page is, or a multiple of it, wherever Linux runs with pages of 4 KiB. */
-static const size_t HUGE_SIZE = (size_t)2 << 20;
 
 static const size_t REGION_SIZE = sizeof(struct pmu_page_region);
 
@@ -75,8 +73,8 @@ region_buffer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     atomic_init(&self->hold, 0);
-    memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) {
+    memory = memory_map(length);
+    if (memory == NULL) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -373,38 +371,6 @@ done:
     return answer;
 }
 
-/*
- * Moves the mapping to where its present end is a boundary of huge pages and makes it `*length` bytes long,
- * rounded up so that its new end is one, too. What is new is then populated in huge pages where the system
- * has them: in one fault of 40 us, not 512 of 1 us each. The pages that are there move, not their bytes.
- * NULL when that is not to be had. A failing mremap may leave the reservation behind: address space only.
- */
-static void *
-grow_huge(RegionBuffer *self, size_t *length)
-{
-    size_t grown = self->map_length + (*length - self->map_length + HUGE_SIZE - 1) / HUGE_SIZE * HUGE_SIZE;
-    size_t reserved = grown + HUGE_SIZE;
-    size_t head;
-    char *memory;
-    char *reservation = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    if (reservation == MAP_FAILED) {
-        return NULL;
-    }
-    head = (HUGE_SIZE - ((uintptr_t)reservation + self->map_length) % HUGE_SIZE) % HUGE_SIZE;
-    memory = reservation + head;
-    if (head > 0) {
-        munmap(reservation, head);
-    }
-    munmap(memory + grown, reserved - head - grown);
-    if (mremap(self->regions, self->map_length, grown, MREMAP_MAYMOVE | MREMAP_FIXED, memory) == MAP_FAILED) {
-        return NULL;
-    }
-    madvise(memory, grown, MADV_HUGEPAGE);
-    *length = grown;
-    return memory;
-}
-
 static PyObject *
 region_buffer_clear(PyObject *object, PyObject *Py_UNUSED(unused))
 {
@@ -430,13 +396,9 @@ region_buffer_resize(PyObject *object, PyObject *capacity_object)
         writer_acquire(self) < 0) {
         return NULL;
     }
-    /* A mapping that grew is longer than its capacity asks for: growing into that costs nothing. */
-    if (capacity > self->capacity ? length > self->map_length : length < self->map_length) {
-        memory = length >= self->map_length + HUGE_SIZE ? grow_huge(self, &length) : NULL;
+    if (length != self->map_length) {
+        memory = memory_resize(self->regions, self->map_length, length);
         if (memory == NULL) {
-            memory = mremap(self->regions, self->map_length, length, MREMAP_MAYMOVE);
-        }
-        if (memory == MAP_FAILED) {
             writer_release(self);
             return PyErr_NoMemory();
         }
