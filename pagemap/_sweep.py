@@ -89,11 +89,15 @@ def measure(bounds: U64, weights: Sequence[U64], low: U64, high: U64) -> U64:
     return below[:, low.size :] - below[:, : low.size]
 
 
-def stairs(values: Array) -> Array:
-    """A table to index with in_a or in_b: values[i] inside interval i, 0 outside."""
-    table = np.zeros(2 * values.size + 1, values.dtype)
-    table[1::2] = values
-    return table
+def values_at(values: Array, counts: I64) -> Array:
+    """For in_a or in_b of a block: values[i] inside interval i, 0 outside."""
+    if not counts.size:
+        return np.empty(0, values.dtype)
+    first, stop = int(counts[0]) // 2, int(counts[-1]) // 2 + 1
+    near = values[first:stop]
+    stairs = np.zeros(2 * near.size + 1, values.dtype)
+    stairs[1::2] = near
+    return stairs[counts - 2 * first]
 
 
 class Runs:

@@ -33,7 +33,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from ._sweep import U64, Bools, HasArray, Runs, last_of_equal, measure, ranges_of, stairs, sweep
+from ._sweep import U64, Bools, HasArray, Runs, last_of_equal, measure, ranges_of, sweep, values_at
 from .categories import PAGE_SIZE, REGION_DTYPE, Category
 from .query import Query
 
@@ -225,11 +225,11 @@ def _raw_columns(r: Regions) -> tuple[U64, U64]:
     if r.ndim != 1:
         raise ValueError(f"regions must be one-dimensional, not of shape {r.shape}")
     rows = np.ascontiguousarray(r).view("<u8").reshape(-1, 3)
-    return rows[:, :2].reshape(-1), rows[:, 2].copy()
+    return rows[:, :2].reshape(-1), rows[:, 2]
 
 
 def _columns(r: Regions) -> tuple[U64, U64]:
-    """(bounds, categories) of a sorted, disjoint array: contiguous, shapes (2n,) and (n,)."""
+    """(bounds, categories) of a sorted, disjoint array: shapes (2n,), contiguous, and (n,), a view."""
     bounds, categories = _raw_columns(r)
     wrong = bounds[1:] < bounds[:-1]
     if wrong.any():
@@ -248,19 +248,17 @@ def _combine(a: Regions, b: Regions, rule: Callable[[Bools, Bools], Bools]) -> R
     """The pages for which ``rule(in a, in b)`` holds, with all the categories that `a` and `b` give them."""
     bounds_a, categories_a = _columns(a)
     bounds_b, categories_b = _columns(b)
-    stairs_a, stairs_b = stairs(categories_a), stairs(categories_b)
     out = Runs("<u8", "<u8")
     for at, in_a, in_b in sweep(bounds_a, bounds_b):
         inside = rule((in_a & 1).astype(np.bool_), (in_b & 1).astype(np.bool_))
-        out.add(at, inside, (stairs_a[in_a] | stairs_b[in_b]) * inside)
+        out.add(at, inside, (values_at(categories_a, in_a) | values_at(categories_b, in_b)) * inside)
     return out.structured(REGION_DTYPE)
 
 
 def _merge(bounds: U64, categories: U64) -> Regions:
-    inside = np.zeros(bounds.size, np.bool_)
-    inside[::2] = True
-    last = last_of_equal(bounds)
-    return _assemble(bounds[last], inside[last], stairs(categories)[1:][last])
+    last = np.flatnonzero(last_of_equal(bounds))
+    counts = last + 1
+    return _assemble(bounds[last], (counts & 1).astype(np.bool_), values_at(categories, counts))
 
 
 def _assemble(at: U64, inside: Bools, categories: U64) -> Regions:

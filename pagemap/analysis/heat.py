@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._sweep import I64, U64, HasArray, Runs, last_of_equal, measure, ranges_of, stairs, sweep
+from .._sweep import I64, U64, HasArray, Runs, last_of_equal, measure, ranges_of, sweep, values_at
 from .base import Analysis, Source, Table, run, tally
 from .series import Series, Timeline
 
@@ -73,11 +73,10 @@ class HeatCount(Analysis[Heat, Heat]):
         return Heat(chunk.timeline, *runs.result())
 
     def join(self, earlier: Heat, later: Heat) -> Heat:
-        depth_a, depth_b = stairs(earlier.samples), stairs(later.samples)
         bounds_a, bounds_b = (np.stack((h.start, h.end), axis=1).reshape(-1) for h in (earlier, later))
         runs = Runs(np.uint64, np.int64)
         for at, in_a, in_b in sweep(bounds_a, bounds_b):
-            depth = depth_a[in_a] + depth_b[in_b]
+            depth = values_at(earlier.samples, in_a) + values_at(later.samples, in_b)
             runs.add(at, depth > 0, depth)
         return Heat(earlier.timeline.then(later.timeline), *runs.result())
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._sweep import I64, Runs, stairs, sweep
+from .._sweep import I64, Runs, sweep, values_at
 from .base import MS, SECOND, Analysis, Source, Table, increasing, ladder, run, tally
 from .series import Series, Timeline
 
@@ -41,14 +41,14 @@ class Seen:
     def then(self, later: Seen, shift: int) -> tuple[Seen, Pairs]:
         """What both have seen, and the pairs between them; `later` counts its samples from `shift` on."""
         seen, pairs = Runs(np.int64, np.int64, np.int64), Runs(np.int64, np.int64, np.int64)
-        first_a, last_a = stairs(self.first), stairs(self.last)
-        first_b, last_b = stairs(later.first + shift), stairs(later.last + shift)
+        first_b, last_b = later.first + shift, later.last + shift
         for at, in_a, in_b in sweep(_bounds(self), _bounds(later)):
             a, b = (in_a & 1).astype(np.bool_), (in_b & 1).astype(np.bool_)
-            first = np.where(a, first_a[in_a], first_b[in_b])
-            last = np.where(b, last_b[in_b], last_a[in_a])
+            next_b, last_a = values_at(first_b, in_b), values_at(self.last, in_a)
+            first = np.where(a, values_at(self.first, in_a), next_b)
+            last = np.where(b, values_at(last_b, in_b), last_a)
             seen.add(at, a | b, first, last)
-            pairs.add(at, a & b, last_a[in_a] * b, first_b[in_b] * a)
+            pairs.add(at, a & b, last_a * b, next_b * a)
         start, end, i, j = pairs.result()
         return Seen(*seen.result()), (i, j, end - start)
 
