@@ -24,6 +24,16 @@ entry_categories(uint64_t entry)
            (entry & PME_GUARD ? PAGE_IS_GUARD : 0);
 }
 
+/* The bits of CATEGORY_BITS side by side: 61 to 63, 58, 55. */
+enum { VERDICTS = 32 };
+static inline unsigned
+entry_key(uint64_t entry)
+{
+    return (unsigned)(entry >> 61 << 2 | (entry >> 57 & 2) | (entry >> 55 & 1));
+}
+
+static const uint64_t NO_MATCH = UINT64_MAX;
+
 typedef struct {
     struct pmu_page_region *vec;
     size_t vec_len;
@@ -31,8 +41,27 @@ typedef struct {
     uint64_t pages;
     uint64_t max_pages;
     uint64_t page_size;
-    const selection *select;
+    uint64_t relevant;          /* the bits of an entry that the selection looks at */
+    uint64_t verdict[VERDICTS]; /* by entry_key(): what a page reports, or NO_MATCH */
 } decoder;
+
+static void
+decoder_select(decoder *d, const selection *select)
+{
+    uint64_t asked = select->mask | select->anyof | select->report;
+
+    d->relevant = 0;
+    for (int bit = 55; bit < 64; bit++) {
+        uint64_t entry = UINT64_C(1) << bit & CATEGORY_BITS;
+
+        d->relevant |= entry_categories(entry) & asked ? entry : 0;
+    }
+    for (uint64_t key = 0; key < VERDICTS; key++) {
+        uint64_t categories = entry_categories(key >> 2 << 61 | (key & 2) << 57 | (key & 1) << 55);
+
+        d->verdict[key] = selection_matches(select, categories) ? categories & select->report : NO_MATCH;
+    }
+}
 
 /* Appends [start, end) with the kernel's rule: a region grows while pages are adjacent and report the
  * same. False when it does not fit. */
@@ -59,15 +88,14 @@ decode_run(decoder *d, const uint64_t *entries, size_t count, uint64_t address)
     size_t i = 0;
 
     while (i < count) {
-        uint64_t bits = entries[i] & CATEGORY_BITS;
-        uint64_t categories;
+        uint64_t bits = entries[i] & d->relevant;
+        uint64_t reported = d->verdict[entry_key(bits)];
         size_t run = i + 1;
 
-        while (run < count && (entries[run] & CATEGORY_BITS) == bits) {
+        while (run < count && (entries[run] & d->relevant) == bits) {
             run++;
         }
-        categories = entry_categories(bits);
-        if (selection_matches(d->select, categories)) {
+        if (reported != NO_MATCH) {
             uint64_t start = address + i * d->page_size;
             uint64_t pages = run - i;
             bool cut = d->max_pages != 0 && pages > d->max_pages - d->pages;
@@ -75,7 +103,7 @@ decode_run(decoder *d, const uint64_t *entries, size_t count, uint64_t address)
             if (cut) {
                 pages = d->max_pages - d->pages;
             }
-            if (pages == 0 || !push_region(d, start, start + pages * d->page_size, categories & d->select->report)) {
+            if (pages == 0 || !push_region(d, start, start + pages * d->page_size, reported)) {
                 return start;
             }
             d->pages += pages;
@@ -126,7 +154,6 @@ read_ranges(int fd, const uint64_t (*ranges)[2], size_t range_count, const scan_
         .vec_len = vec_len,
         .max_pages = request->max_pages,
         .page_size = page_size,
-        .select = &request->select,
     };
     uint64_t *entries = malloc(CHUNK_ENTRIES * sizeof(*entries));
     uint64_t walk_end = request->end;
@@ -136,6 +163,7 @@ read_ranges(int fd, const uint64_t (*ranges)[2], size_t range_count, const scan_
     if (entries == NULL) {
         return ENOMEM;
     }
+    decoder_select(&d, &request->select);
     for (size_t i = 0; i < range_count; i++) {
         uint64_t at = ranges[i][0] > request->start ? ranges[i][0] : request->start;
         uint64_t end = ranges[i][1] < request->end ? ranges[i][1] : request->end;
@@ -177,7 +205,7 @@ pagemap_decode_entries(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     Py_buffer entries = {.obj = NULL};
     region_view vec = {.regions = NULL};
     selection select;
-    decoder d = {.page_size = (uint64_t)sysconf(_SC_PAGESIZE), .select = &select};
+    decoder d = {.page_size = (uint64_t)sysconf(_SC_PAGESIZE)};
     uint64_t start, walk_end;
     PyObject *result = NULL;
 
@@ -197,6 +225,7 @@ pagemap_decode_entries(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     }
     d.vec = vec.regions;
     d.vec_len = vec.count;
+    decoder_select(&d, &select);
 
     Py_BEGIN_ALLOW_THREADS
     walk_end = decode_run(&d, entries.buf, (size_t)entries.len / sizeof(uint64_t), start);
