@@ -1,6 +1,7 @@
 """Which pages of a process are resident, swapped, huge or written: Linux's PAGEMAP_SCAN in NumPy."""
 
 from ._pagemap import pagemap_scan
+from .attach import attach
 from .buffers import span
 from .categories import PAGE_SIZE, REGION_DTYPE, Category, ScanFlag
 from .errors import StalledScanError, UnsupportedError
@@ -28,6 +29,7 @@ __all__ = [
     "UnsupportedError",
     "Vma",
     "VmaTable",
+    "attach",
     "features",
     "pagemap_scan",
     "scan",

@@ -53,6 +53,8 @@ class Tracker(ABC):
         self._lock = threading.Lock()
         self._forks = process.fork_count
         self._closed = False
+        self.stopped_us: float | None = None
+        """Microseconds for which attach() kept the process from running; None where nothing was stopped."""
         # Pages on their way to the caller: the kernel has forgotten them, so they leave here with an answer.
         self._found: Regions = NOTHING
         self._pending: Regions = NOTHING

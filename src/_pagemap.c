@@ -1,6 +1,8 @@
 /* The extension module: its state, its functions, its constants. What they do is in their own files. */
 #include "pagemap_module.h"
 
+#include "attach.h"
+
 #define FASTCALL(function) ((PyCFunction)(void (*)(void))(function))
 
 static PyMethodDef module_methods[] = {
@@ -33,6 +35,9 @@ static PyMethodDef module_methods[] = {
      PyDoc_STR("uffd_unregister(fd, start, end)")},
     {"uffd_protect", FASTCALL(pagemap_uffd_protect), METH_FASTCALL,
      PyDoc_STR("uffd_protect(fd, start, end, mode, protect)")},
+    {"inject_userfaultfd", FASTCALL(pagemap_inject_userfaultfd), METH_FASTCALL,
+     PyDoc_STR("inject_userfaultfd(pid, flags) -> (fd, stopped_ns): a userfaultfd created inside another\n"
+               "process. OSError with an attribute `stage` that names the step that failed.")},
     {NULL, NULL, 0, NULL},
 };
 

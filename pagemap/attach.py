@@ -1,0 +1,76 @@
+"""attach(): dirty tracking of a process that does not cooperate.
+
+A userfaultfd belongs to the memory of the process that creates it, whoever holds it. So one is created
+inside the target (src/attach.c: ptrace, two system calls single-stepped through its vdso, nothing
+patched), taken over, and used from here. Closing it, or the death of this process, leaves the target as
+it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import SupportsIndex
+
+from . import _pagemap, process
+from .errors import UnsupportedError
+from .process import Descriptor
+from .tracker import Granularity, TrackMode, start_tracker
+from .tracking import Tracker
+
+
+class Injection:
+    """Creates a userfaultfd inside a process, and knows how long that one stood still."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.stopped_us: float | None = None
+
+    def __call__(self) -> Descriptor:
+        try:
+            fd, stopped_ns = _pagemap.inject_userfaultfd(self.pid, _pagemap.UFFD_USER_MODE_ONLY)
+        except OSError as error:
+            raise self._explain(error) from error
+        self.stopped_us = stopped_ns / 1000
+        return Descriptor(fd)
+
+    def _explain(self, error: OSError) -> OSError:
+        detail = error.strerror
+        if error.errno == errno.ESRCH:
+            return ProcessLookupError(errno.ESRCH, f"{process.why_no_memory(self.pid)} ({detail})")
+        if error.errno in (errno.EPERM, errno.EACCES):
+            return PermissionError(
+                error.errno,
+                f"may not attach to process {self.pid} ({detail}): that needs the same user and"
+                " kernel.yama.ptrace_scope 0, or CAP_SYS_PTRACE (try sudo), and nobody else tracing it;"
+                " see ptrace(2)",
+            )
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOEXEC):
+            return UnsupportedError(f"cannot attach to process {self.pid}: {detail}")
+        return OSError(error.errno, f"cannot attach to process {self.pid}: {detail}")
+
+
+def attach(pid: SupportsIndex, *, granularity: Granularity = "native", mode: TrackMode = "write") -> Tracker:
+    """Starts tracking all memory of another process: which pages it writes from now on.
+
+    The methods are those of track(). Memory that the process maps, grows or moves later is found by the
+    next round, and its populated pages count as written. The tracker's `stopped_us` says for how many
+    microseconds the process stood still; afterwards the first write to each page in each round costs it
+    about one. `refused` lists the VMAs that cannot be tracked.
+
+    When the tracker is closed, or this process dies, the target goes on untracked. When the target exits
+    or replaces its program (execve), collect() raises ProcessLookupError.
+
+    Needs what ptrace needs: the same user and kernel.yama.ptrace_scope 0 (or to be its parent), or
+    CAP_SYS_PTRACE. Not for this process itself: that is track().
+
+    granularity, mode: see track(). Raises ProcessLookupError, PermissionError, UnsupportedError (a
+    seccomp filter, a 32-bit process, no vdso), ValueError; the target is then as it was before.
+    """
+    number = process.check_pid(pid)
+    if number == os.getpid():
+        raise ValueError("attach() is for other processes: use track() for memory of this one")
+    injection = Injection(number)
+    tracker = start_tracker(number, injection, None, pinned=False, granularity=granularity, mode=mode)
+    tracker.stopped_us = injection.stopped_us
+    return tracker
