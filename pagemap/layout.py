@@ -11,7 +11,7 @@ Three kinds of memory need different care:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,22 +54,26 @@ class Layout:
 
 @dataclass(frozen=True)
 class Pieces:
-    """VMAs, or the parts of them inside one range: from `starts` to `ends`, in VMAs with these bounds."""
+    """VMAs, or the parts of them inside one range: from `starts` to `ends`, of the VMAs `rows`."""
 
-    starts: list[int]
-    ends: list[int]
-    vmas: list[tuple[int, int]]
+    starts: npt.NDArray[Any]
+    ends: npt.NDArray[Any]
+    rows: npt.NDArray[Any]
+
+    def slice(self, first: int, stop: int | None) -> Pieces:
+        part = slice(first, stop)
+        return Pieces(self.starts[part], self.ends[part], self.rows[part])
+
+    def vma(self, index: int) -> tuple[int, int]:
+        """The bounds of a VMA of which this is a piece, in bytes."""
+        return int(self.rows["start"][index]), int(self.rows["end"][index])
 
 
 def pieces(table: VmaTable, start: int, end: int) -> Pieces:
     """What is mapped between two addresses, VMA by VMA."""
     rows = table.array
     rows = rows[(rows["end"] > np.uint64(start)) & (rows["start"] < np.uint64(end))]
-    return Pieces(
-        np.maximum(rows["start"], np.uint64(start)).tolist(),
-        np.minimum(rows["end"], np.uint64(end)).tolist(),
-        list(zip(rows["start"].tolist(), rows["end"].tolist(), strict=True)),
-    )
+    return Pieces(np.maximum(rows["start"], np.uint64(start)), np.minimum(rows["end"], np.uint64(end)), rows)
 
 
 def huge_aligned(table: VmaTable, huge: dict[int, int], bounds: Regions) -> Regions:
@@ -96,13 +100,13 @@ def huge_devices(table: VmaTable, page_size_at: Callable[[int], int]) -> dict[in
     return {dev: size for dev, size in sizes.items() if size > PAGE_SIZE}
 
 
-def layout(table: VmaTable, huge: dict[int, int], refused: set[tuple[int, int]]) -> Layout:
+def layout(table: VmaTable, huge: dict[int, int], refused: Collection[tuple[int, int]]) -> Layout:
     """Sorts the VMAs of a table; `refused` are the bounds of those that could not be registered."""
     rows = table.array
     starts, ends = rows["start"], rows["end"]
     is_refused = np.zeros(len(rows), np.bool_)
-    if refused:
-        is_refused[:] = [bounds in refused for bounds in zip(starts.tolist(), ends.tolist(), strict=True)]
+    for start, end in refused:
+        is_refused |= (starts == np.uint64(start)) & (ends == np.uint64(end))
     is_huge = np.isin(rows["dev"], np.array(list(huge), np.uint64)) & (rows["inode"] != 0)
     plain = ~is_refused & ~is_huge
     copied = plain & (rows["inode"] != 0) & ~rows["shared"]

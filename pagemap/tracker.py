@@ -125,35 +125,39 @@ class DirtyTracker(Tracker):
     def _refresh(self) -> Layout:
         """Registers what is new, and sorts what there is by the care that it needs.
 
-        The VMAs are listed again after they were registered: what took the place of another meanwhile
-        is not registered, and a protecting scan passes it by; what is hugetlb is seen as hugetlb.
+        What takes the place of another VMA afterwards is not registered, and a protecting scan passes
+        it by. Where hugetlb was registered, the VMAs are listed again: it is then seen as hugetlb, be it
+        as new as it may.
         """
         if self._pinned is not None:
             return self._pinned
         bounds = self._whole if self._bounds is None else self._bounds
         table = self._pagemap.vmas()
         self._refused = {}
+        has_huge = False
         for start, end in zip(bounds["start"].tolist(), bounds["end"].tolist(), strict=True):
-            self._register(pieces(table, start, end))
-        self._table = table = self._pagemap.vmas()
-        huge = huge_devices(table, page_size_finder(self._pagemap))
-        return restricted(layout(table, huge, set(self._refused)), bounds)
+            has_huge |= self._register(pieces(table, start, end))
+        huge = {}
+        if has_huge:
+            table = self._pagemap.vmas()
+            huge = huge_devices(table, page_size_finder(self._pagemap))
+        self._table = table
+        return restricted(layout(table, huge, self._refused), bounds)
 
-    def _register(self, part: Pieces) -> None:
+    def _register(self, part: Pieces) -> bool:
         """All of it in one call, as a rule; where something is refused, halves find what."""
-        if not part.starts:
-            return
+        if not len(part.starts):
+            return False
         try:
-            self._uffd.register(part.starts[0], part.ends[-1])
+            return self._uffd.register(int(part.starts[0]), int(part.ends[-1]))
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise
             if len(part.starts) == 1:
-                self._refused[part.vmas[0]] = error.errno
-                return
+                self._refused[part.vma(0)] = error.errno
+                return False
             half = len(part.starts) // 2
-            self._register(Pieces(part.starts[:half], part.ends[:half], part.vmas[:half]))
-            self._register(Pieces(part.starts[half:], part.ends[half:], part.vmas[half:]))
+            return self._register(part.slice(0, half)) | self._register(part.slice(half, None))
 
     # One walk
 

@@ -42,6 +42,8 @@ ACCESS = Mode(
 )
 MODES = {"write": WRITE, "access": ACCESS}
 
+_ZEROPAGE = 1 << 0x04
+
 REFUSALS = {
     errno.EINVAL: "the kernel cannot track this kind of memory, or it is not mapped",
     errno.EPERM: "a shared mapping of a file that may not be written",
@@ -70,10 +72,14 @@ class Userfault:
             raise ValueError("this tracker is closed")
         return descriptor
 
-    def register(self, start: int, end: int) -> None:
-        """Registers a range of whole VMAs or parts. OSError: see REFUSALS."""
+    def register(self, start: int, end: int) -> bool:
+        """Registers a range of whole VMAs or parts, and says whether hugetlb is among them.
+
+        The kernel's word, given under the lock under which it registers: for hugetlb it offers no
+        UFFDIO_ZEROPAGE (fs/userfaultfd.c, userfaultfd_register). OSError: see REFUSALS.
+        """
         descriptor = self._fd()
-        _pagemap.uffd_register(descriptor.fd, start, end, self.mode.register)
+        return not _pagemap.uffd_register(descriptor.fd, start, end, self.mode.register) & _ZEROPAGE
 
     def protect(self, start: int, end: int) -> None:
         """Protects a mapped, registered range, aligned to its huge pages. Retries after a fork."""
