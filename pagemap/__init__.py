@@ -1,5 +1,6 @@
 """Which pages of a process are resident, swapped, huge or written: Linux's PAGEMAP_SCAN in NumPy."""
 
+from . import regions
 from ._pagemap import pagemap_scan
 from .attach import attach
 from .buffers import span
@@ -32,6 +33,7 @@ __all__ = [
     "attach",
     "features",
     "pagemap_scan",
+    "regions",
     "scan",
     "span",
     "track",
