@@ -272,7 +272,7 @@ fd = os.open("/proc/self/pagemap", os.O_RDONLY)
 vec = bytearray(24 * 100)
 if {pagemap.features().scan}:
     n, _ = module.pagemap_scan(fd, 0, (1 << 47) - 4096, vec, category_mask=8, return_mask=8)
-    assert n == 100
+    assert n > 10
 buffer = module.RegionBuffer(10)
 view = memoryview(buffer)
 try:
