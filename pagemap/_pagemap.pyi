@@ -8,6 +8,7 @@ from typing import Any, Final, SupportsIndex, final
 
 from _typeshed import FileDescriptorLike
 
+SMALL_PAGES: Final[int]
 UFFD_USER_MODE_ONLY: Final[int]
 UFFD_FEATURE_WP_HUGETLBFS_SHMEM: Final[int]
 UFFD_FEATURE_WP_UNPOPULATED: Final[int]
@@ -30,6 +31,7 @@ def pagemap_scan(
     category_anyof_mask: SupportsIndex = 0,
     return_mask: SupportsIndex = 0,
 ) -> tuple[int, int]: ...
+def scan_small(fd: int, start: int, end: int, masks: tuple[int, int, int, int], /) -> bytearray: ...
 def decode_entries(
     entries: Any,
     start: int,

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _pagemap, errors, process
+from ._pagemap import scan_small
 from .buffers import page_range
 from .categories import PAGE_SIZE, REGION_DTYPE
 from .features import address_space_end, features
@@ -32,8 +33,9 @@ FIRST = 16384
 """Regions in the buffer of a scan (384 KiB), kept warm from scan to scan; more are appended to huge pages."""
 SMALL_RESULT = 4096
 """Results up to so many regions are copied out of a warm buffer; larger ones take it along."""
-SMALL_RANGE = 128
-"""Ranges of so many pages are one system call into an array of that size."""
+SMALL_RANGE = _pagemap.SMALL_PAGES * PAGE_SIZE
+"""Ranges of so many bytes are one system call, and no buffer."""
+IN_PAGE = PAGE_SIZE - 1
 MIN_CHUNK = 16 << 20
 """Bytes of mapped memory that are worth handing to another thread."""
 CHUNKS_PER_WORKER = 16
@@ -159,7 +161,12 @@ class PageMap:
         return masks
 
     def _range(self, start: SupportsIndex, end: SupportsIndex | None) -> tuple[int, int]:
-        return page_range(start, self._limit if end is None else end, self._limit)
+        limit = self._limit
+        if end is None:
+            end = limit
+        if type(start) is type(end) is int and 0 <= start <= end <= limit and not (start | end) & IN_PAGE:
+            return start, end
+        return page_range(start, end, limit)
 
     def _walk(
         self,
@@ -217,12 +224,12 @@ class PageMap:
         masks = self._masks(query)
         start, end = self._range(start, end)
         budget = None if max_pages is None else _count(max_pages, "max_pages", 0)
-        threads = _count(workers, "workers", 1)
+        threads = workers if type(workers) is int and workers > 0 else _count(workers, "workers", 1)
         if budget == 0:
             return np.empty(0, REGION_DTYPE)
         try:
-            if self._engine == "scan" and budget is None and end - start <= SMALL_RANGE * PAGE_SIZE:
-                return _scan_small(pagemap.fd, masks, start, end)
+            if end - start <= SMALL_RANGE and budget is None and self._engine == "scan":
+                return np.frombuffer(scan_small(pagemap.fd, start, end, masks), REGION_DTYPE)
             if threads > 1 and budget is None:
                 return self._scan_parallel(pagemap, query, start, end, threads)
             return self._collect(self._walk(pagemap, query, start, end, budget))
@@ -336,21 +343,6 @@ class PageMap:
         walks = [self._walk(pagemap, query, *part, None, ranges) for part in bounds]
         spare = self._take_buffer()
         return self._hand_over(spare, *scan_parallel(walks, spare, threads))
-
-
-def _scan_small(fd: int, masks: tuple[int, int, int, int], start: int, end: int) -> RegionArray:
-    vec = np.empty(max((end - start) // PAGE_SIZE, 1), REGION_DTYPE)
-    n, _ = _pagemap.pagemap_scan(
-        fd,
-        start,
-        end,
-        vec,
-        category_inverted=masks[0],
-        category_mask=masks[1],
-        category_anyof_mask=masks[2],
-        return_mask=masks[3],
-    )
-    return vec[:n]
 
 
 def _cut_points(ranges: npt.NDArray[np.uint64], start: int, end: int, threads: int) -> list[int]:

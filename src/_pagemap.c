@@ -17,11 +17,15 @@ static PyMethodDef module_methods[] = {
                "the range is done; after a full vec go on at max(walk_end, vec[n - 1].end).\n\n"
                "Raises OSError with the kernel's errno. Raises ValueError for a WP_MATCHING scan without a\n"
                "vec or without WRITTEN in category_mask: released kernels crash or hang on these.")},
+    {"scan_small", FASTCALL(pagemap_scan_small), METH_FASTCALL,
+     PyDoc_STR("scan_small(fd, start, end, masks) -> bytearray of regions: all of a range of SMALL_PAGES at "
+               "most.")},
     {"decode_entries", FASTCALL(pagemap_decode_entries), METH_FASTCALL,
      PyDoc_STR("decode_entries(entries, start, vec, max_pages, inverted, mask, anyof, report)\n"
                "-> (n, walk_end): entries of /proc/PID/pagemap as regions.")},
     {"read_entries", FASTCALL(pagemap_read_entries), METH_FASTCALL,
-     PyDoc_STR("read_entries(fd, start, out): the entries from `start` on; OSError ESRCH at the end of the file.")},
+     PyDoc_STR(
+         "read_entries(fd, start, out): the entries from `start` on; OSError ESRCH at the end of the file.")},
     {"read_maps", pagemap_read_maps, METH_O, PyDoc_STR("read_maps(fd) -> bytes of an open /proc/PID/maps")},
     {"parse_maps", pagemap_parse_maps, METH_O, PyDoc_STR("parse_maps(text) -> bytes of VMA records")},
     {"query_vma", FASTCALL(pagemap_query_vma), METH_FASTCALL,
@@ -48,6 +52,7 @@ add_constants(PyObject *module)
         const char *name;
         long value;
     } constants[] = {
+        {"SMALL_PAGES", SMALL_PAGES},
         {"UFFD_USER_MODE_ONLY", PMU_UFFD_USER_MODE_ONLY},
         {"UFFD_FEATURE_WP_HUGETLBFS_SHMEM", PMU_UFFD_FEATURE_WP_HUGETLBFS_SHMEM},
         {"UFFD_FEATURE_WP_UNPOPULATED", PMU_UFFD_FEATURE_WP_UNPOPULATED},
@@ -70,8 +75,8 @@ static int
 module_exec(PyObject *module)
 {
     static const char *const keywords[SCAN_KEYWORD_COUNT] = {
-        "vec",           "flags",         "max_pages",           "category_inverted",
-        "category_mask", "category_anyof_mask", "return_mask",
+        "vec",         "flags", "max_pages", "category_inverted", "category_mask", "category_anyof_mask",
+        "return_mask",
     };
     module_state *state = PyModule_GetState(module);
 
@@ -97,6 +102,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     module_state *state = PyModule_GetState(module);
 
     Py_VISIT(state->region_buffer_type);
+    Py_VISIT(atomic_load(&state->plain_dtype));
     return 0;
 }
 
@@ -111,6 +117,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->str_dtype);
     Py_CLEAR(state->str_hasobject);
     Py_CLEAR(state->region_buffer_type);
+    Py_XDECREF(atomic_exchange(&state->plain_dtype, NULL));
     return 0;
 }
 

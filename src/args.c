@@ -4,21 +4,10 @@
 #include <limits.h>
 
 int
-arg_u64(PyObject *value, const char *name, uint64_t *out)
+arg_u64_checked(PyObject *value, const char *name, uint64_t *out)
 {
-    PyObject *index;
-    int overflow;
-    long long small;
+    PyObject *index = PyNumber_Index(value);
 
-    /* The common case without a byte array: every address and mask below 2**63. */
-    if (PyLong_Check(value)) {
-        small = PyLong_AsLongLongAndOverflow(value, &overflow);
-        if (overflow == 0 && small >= 0) {
-            *out = (uint64_t)small;
-            return 0;
-        }
-    }
-    index = PyNumber_Index(value);
     if (index == NULL) {
         if (PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Format(PyExc_TypeError, "%s must be an integer, not %R", name, (PyObject *)Py_TYPE(value));

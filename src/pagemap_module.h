@@ -19,6 +19,8 @@ typedef struct {
     PyObject *str_dtype;
     PyObject *str_hasobject;
     PyObject *region_buffer_type;
+    _Atomic(PyObject *)
+        plain_dtype; /* the first dtype without Python objects that was met: as a rule the only one */
 } module_state;
 
 /* Which pages to select and what to report of them: the masks of struct pm_scan_arg, for both engines. */
@@ -38,10 +40,25 @@ selection_matches(const selection *s, uint64_t categories)
 }
 
 /* args.c: 0, or -1 with a TypeError or ValueError that names the argument. */
-int arg_u64(PyObject *value, const char *name, uint64_t *out);
+int arg_u64_checked(PyObject *value, const char *name, uint64_t *out);
 int arg_int(PyObject *value, const char *name, int *out);
 int arg_selection(PyObject *const *args, selection *out);
 int arg_count(const char *function, Py_ssize_t given, Py_ssize_t expected);
+
+/* The common case, an int below 2**63, inline: a scan of one page has ten such arguments. */
+static inline int
+arg_u64(PyObject *value, const char *name, uint64_t *out)
+{
+    int overflow;
+    long long small = Py_IS_TYPE(value, &PyLong_Type) ? PyLong_AsLongLongAndOverflow(value, &overflow) : -1;
+
+    if (small < 0) {
+        return arg_u64_checked(value, name, out);
+    }
+    *out = (uint64_t)small;
+    return 0;
+}
+
 /* A tuple that takes over new references; NULL among them means that an exception is set. Py_BuildValue
  * costs as much as a system call. */
 PyObject *tuple_of(PyObject *const *items, Py_ssize_t count);
@@ -80,6 +97,8 @@ int region_view_acquire(module_state *state, PyObject *object, region_view *out)
 
 /* Functions of the module, one room each. */
 PyObject *pagemap_scan(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+enum { SMALL_PAGES = 128 };
+PyObject *pagemap_scan_small(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *pagemap_decode_entries(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *pagemap_read_entries(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *pagemap_read_maps(PyObject *module, PyObject *fd);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 int
 scan_ioctl(int fd, const scan_request *request, struct pmu_page_region *vec, size_t vec_len,
@@ -77,7 +78,7 @@ format_has_objects(const char *format)
 static int
 dtype_has_objects(module_state *state, PyObject *object)
 {
-    PyObject *dtype, *has;
+    PyObject *dtype, *has, *none = NULL;
     int result = -1;
 
     dtype = PyObject_GetAttr(object, state->str_dtype);
@@ -85,16 +86,20 @@ dtype_has_objects(module_state *state, PyObject *object)
         PyErr_Clear();
         return -1;
     }
+    if (dtype == atomic_load_explicit(&state->plain_dtype, memory_order_relaxed)) {
+        Py_DECREF(dtype);
+        return 0;
+    }
     has = PyObject_GetAttr(dtype, state->str_hasobject);
-    Py_DECREF(dtype);
     if (has == NULL) {
         PyErr_Clear();
-        return -1;
-    }
-    if (has == Py_True || has == Py_False) {
+    } else if (has == Py_True || has == Py_False) {
         result = has == Py_True;
     }
-    Py_DECREF(has);
+    Py_XDECREF(has);
+    if (result != 0 || !atomic_compare_exchange_strong(&state->plain_dtype, &none, dtype)) {
+        Py_DECREF(dtype);
+    }
     return result;
 }
 
@@ -120,16 +125,18 @@ region_view_acquire(module_state *state, PyObject *object, region_view *out)
         goto fail;
     }
     if (out->view.itemsize != sizeof(struct pmu_page_region) && out->view.itemsize != 1) {
-        PyErr_Format(PyExc_ValueError, "vec has items of %zd bytes: they must be regions of 24 bytes (REGION_DTYPE)",
+        PyErr_Format(PyExc_ValueError,
+                     "vec has items of %zd bytes: they must be regions of 24 bytes (REGION_DTYPE)",
                      out->view.itemsize);
         goto fail;
     }
     out->regions = out->view.buf;
     out->count = (size_t)out->view.len / sizeof(struct pmu_page_region);
     if (out->count == 0 || (size_t)out->view.len % sizeof(struct pmu_page_region) != 0) {
-        PyErr_Format(PyExc_ValueError,
-                     "vec has %zd bytes: it must hold one or more whole regions of 24 bytes (None for no output)",
-                     out->view.len);
+        PyErr_Format(
+            PyExc_ValueError,
+            "vec has %zd bytes: it must hold one or more whole regions of 24 bytes (None for no output)",
+            out->view.len);
         goto fail;
     }
     return 0;
@@ -174,8 +181,8 @@ pagemap_scan(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject
         &request.select.report,
     };
     static const char *const names[SCAN_KEYWORD_COUNT] = {
-        "vec",           "flags",         "max_pages",           "category_inverted",
-        "category_mask", "category_anyof_mask", "return_mask",
+        "vec",         "flags", "max_pages", "category_inverted", "category_mask", "category_anyof_mask",
+        "return_mask",
     };
     region_view vec = {.regions = NULL, .count = 0};
     uint64_t walk_end = 0;
@@ -224,4 +231,46 @@ pagemap_scan(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     return tuple_of((PyObject *[]){PyLong_FromSize_t(count), PyLong_FromUnsignedLongLong(walk_end)}, 2);
+}
+
+/* scan_small(fd, start, end, masks) -> bytearray: every region of a range so small that the stack has room
+ * for a region for each of its pages. An array with its export costs more than the system call. */
+PyObject *
+pagemap_scan_small(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    struct pmu_page_region vec[SMALL_PAGES];
+    scan_request request = {0};
+    PyObject *masks[4];
+    uint64_t pages, walk_end = 0;
+    size_t count = 0;
+    int fd, error;
+
+    if (arg_count("scan_small", nargs, 4) < 0 || arg_int(args[0], "fd", &fd) < 0 ||
+        arg_u64(args[1], "start", &request.start) < 0 || arg_u64(args[2], "end", &request.end) < 0) {
+        return NULL;
+    }
+    for (int i = 0; i < 4; i++) {
+        masks[i] = PyTuple_GetItem(args[3], i);
+        if (masks[i] == NULL) {
+            return NULL;
+        }
+    }
+    if (arg_selection(masks, &request.select) < 0) {
+        return NULL;
+    }
+    pages = (request.end - request.start) / (uint64_t)sysconf(_SC_PAGESIZE);
+    if (request.end < request.start || pages > SMALL_PAGES) {
+        PyErr_Format(PyExc_ValueError, "the range must be of %d pages at most", SMALL_PAGES);
+        return NULL;
+    }
+
+    Py_BEGIN_ALLOW_THREADS
+    error = scan_ioctl(fd, &request, vec, pages, &walk_end, &count);
+    Py_END_ALLOW_THREADS
+
+    if (error != 0) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyByteArray_FromStringAndSize((const char *)vec, (Py_ssize_t)(count * sizeof(vec[0])));
 }
