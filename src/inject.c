@@ -42,6 +42,22 @@ join_processor(const struct inject_target *target)
     }
 }
 
+/* ptrace says EPERM to everything. */
+static int
+seize_refused(const struct injection *in, int error)
+{
+    const struct inject_target *target = in->target;
+
+    if (inject_is_exiting(target->pid, target->tid)) {
+        return inject_fail(in->out, INJECT_SEIZE, ESRCH, NULL);
+    }
+    if (inject_status_field(target->status_fd, "TracerPid:") > 0) {
+        return inject_fail(in->out, INJECT_TRACED, EPERM, INJECT_WHY_TRACED);
+    }
+    return inject_fail(in->out, INJECT_SEIZE, error,
+                       "ptrace is refused: another user's process, or kernel.yama.ptrace_scope");
+}
+
 static void
 inject(struct injection *in)
 {
@@ -50,8 +66,7 @@ inject(struct injection *in)
 
     join_processor(target);
     if (trace(PTRACE_SEIZE, target->tid, 0, (void *)options) != 0) {
-        in->error = inject_fail(in->out, INJECT_SEIZE, errno,
-                                "ptrace is refused: another user's process, or kernel.yama.ptrace_scope");
+        in->error = seize_refused(in, errno);
         return;
     }
     /* What was read in /proc was of this process, and not of an earlier one with its number. */
@@ -185,11 +200,16 @@ done:
 int
 inject_userfaultfd(pid_t pid, long flags, struct inject_result *out)
 {
-    int error = -EAGAIN;
+    const struct timespec pause = {.tv_nsec = 2000000};
+    int error = 0;
 
-    /* EAGAIN: the target called exec between two looks. */
-    for (int attempt = 0; attempt < 3 && error == -EAGAIN; attempt++) {
+    /* A process that calls execve has no vdso for a moment, then another one. */
+    for (int attempt = 0; attempt < 5; attempt++) {
         error = inject_once(pid, flags | O_CLOEXEC | O_NONBLOCK, out);
+        if (error == 0 || out->stage != INJECT_VDSO || error == -EACCES || error == -EPERM) {
+            break;
+        }
+        nanosleep(&pause, NULL);
     }
     return error;
 }

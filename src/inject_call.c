@@ -90,7 +90,7 @@ inspect(struct injection *in)
     }
     /* An exec since the vdso was read: another address space, another vdso. */
     if (peek(tid, in->target->syscall_insn, &word, 1) != 0 || !arch_is_syscall_insn(word)) {
-        return inject_fail(in->out, INJECT_VDSO, EAGAIN, "it has called exec meanwhile");
+        return inject_fail(in->out, INJECT_VDSO, EBUSY, "it has called exec meanwhile");
     }
     /* Only now: between PTRACE_SEIZE and the stop the target runs code of its own, which must not escape its
      * filter. Where it cannot be suspended there must be none, and one may have come since the first look. */

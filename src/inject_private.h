@@ -24,6 +24,8 @@ int inject_find_target(pid_t pid, struct inject_target *target, struct inject_re
 void inject_release_target(struct inject_target *target);
 /* A number from /proc/PID/status ("Seccomp:"), or -errno. */
 long inject_status_field(int status_fd, const char *field);
+/* Whether a thread has begun to exit: ptrace refuses it then as if it were somebody else's. */
+bool inject_is_exiting(pid_t pid, pid_t tid);
 /* The processor that a thread runs on or last ran on, or -errno. */
 int inject_processor(pid_t pid, pid_t tid);
 
@@ -56,6 +58,7 @@ inject_fail(struct inject_result *out, enum inject_stage stage, int error, const
     return -error;
 }
 
+#define INJECT_WHY_TRACED "it is traced already, by a debugger or another tracker"
 #define INJECT_TIMEOUT_NS 2000000000LL
 #define INJECT_NO_TIMEOUT INT64_MAX
 

@@ -16,8 +16,9 @@
 #endif
 #define PIDFD_OF_THREAD O_EXCL /* PIDFD_THREAD, Linux 6.9 */
 
-/* include/linux/sched.h: tasks that never return to user mode. PF_IO_WORKER and PF_USER_WORKER stand in
- * the task lists of ordinary processes. */
+/* include/linux/sched.h. PF_IO_WORKER and PF_USER_WORKER stand in the task lists of ordinary processes, and
+ * never return to user mode. */
+#define TASK_FLAG_EXITING 0x4UL
 #define TASK_FLAG_WORKER (0x10UL | 0x4000UL)
 #define TASK_FLAG_KTHREAD 0x200000UL
 
@@ -65,6 +66,20 @@ read_stat(pid_t pid, pid_t tid, struct task_stat *stat)
     return 0;
 }
 
+static bool
+is_dead(const struct task_stat *stat)
+{
+    return stat->state == 'Z' || stat->state == 'X';
+}
+
+bool
+inject_is_exiting(pid_t pid, pid_t tid)
+{
+    struct task_stat stat;
+
+    return read_stat(pid, tid, &stat) != 0 || is_dead(&stat) || (stat.flags & TASK_FLAG_EXITING) != 0;
+}
+
 int
 inject_processor(pid_t pid, pid_t tid)
 {
@@ -103,12 +118,6 @@ inject_status_field(int status_fd, const char *field)
         }
     }
     return length == 0 ? -ESRCH : 0; /* a kernel without the feature has no line for it */
-}
-
-static bool
-is_dead(const struct task_stat *stat)
-{
-    return stat->state == 'Z' || stat->state == 'X';
 }
 
 /* The leader, or, when it has exited (it stays a zombie until the last thread ends), any other. */

@@ -1,0 +1,133 @@
+/*
+ * waits KIND: one system call that waits, in the main thread. Prints "ready", and when the call returns
+ * "RESULT ERRNO MILLISECONDS". What waits without a limit ends with a byte on the input or with SIGUSR1.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { LIMIT_MS = 700 };
+
+static volatile sig_atomic_t handled;
+
+static void
+handler(int signal)
+{
+    (void)signal;
+    handled++;
+}
+
+static double
+now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+}
+
+static long
+epoll(int timeout)
+{
+    struct epoll_event event = {.events = EPOLLIN};
+    int fd = epoll_create1(0);
+
+    epoll_ctl(fd, EPOLL_CTL_ADD, STDIN_FILENO, &event);
+    return epoll_wait(fd, &event, 1, timeout);
+}
+
+static long
+wait_for(const char *kind)
+{
+    struct timespec limit = {.tv_nsec = LIMIT_MS * 1000000L}, until;
+    struct timeval limit_us = {.tv_usec = LIMIT_MS * 1000};
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    unsigned word = 0;
+    sigset_t set;
+    fd_set fds;
+    char byte;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    FD_ZERO(&fds);
+    FD_SET(STDIN_FILENO, &fds);
+    if (strcmp(kind, "nanosleep") == 0) {
+        return nanosleep(&limit, NULL);
+    }
+    if (strcmp(kind, "clock_nanosleep") == 0) {
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += limit.tv_nsec;
+        until.tv_sec += until.tv_nsec / 1000000000L;
+        until.tv_nsec %= 1000000000L;
+        return clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
+    }
+    if (strcmp(kind, "futex") == 0) {
+        return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &limit, NULL, 0);
+    }
+    if (strcmp(kind, "poll") == 0) {
+        return poll(&input, 1, LIMIT_MS);
+    }
+    if (strcmp(kind, "ppoll") == 0) {
+        return ppoll(&input, 1, &limit, &set);
+    }
+    if (strcmp(kind, "select") == 0) {
+        return select(1, &fds, NULL, NULL, &limit_us);
+    }
+    if (strcmp(kind, "epoll_limited") == 0) {
+        return epoll(LIMIT_MS);
+    }
+    if (strcmp(kind, "epoll") == 0) {
+        return epoll(-1);
+    }
+    if (strcmp(kind, "read") == 0) {
+        return read(STDIN_FILENO, &byte, 1);
+    }
+    if (strcmp(kind, "waitpid") == 0) {
+        pid_t child = fork();
+
+        if (child == 0) {
+            _exit(read(STDIN_FILENO, &byte, 1) == 1 ? 0 : 1);
+        }
+        return waitpid(child, NULL, 0) == child ? 1 : -1;
+    }
+    if (strcmp(kind, "sigwaitinfo") == 0) {
+        sigprocmask(SIG_BLOCK, &set, NULL);
+        return sigwaitinfo(&set, NULL);
+    }
+    if (strcmp(kind, "sigsuspend") == 0) {
+        sigprocmask(SIG_BLOCK, &set, NULL);
+        sigemptyset(&set);
+        return sigsuspend(&set) == -1 && handled == 1 ? 1 : -1;
+    }
+    if (strcmp(kind, "pause") == 0) {
+        return pause() == -1 && handled == 1 ? 1 : -1;
+    }
+    return -2;
+}
+
+int
+main(int argc, char **argv)
+{
+    struct sigaction action = {.sa_handler = handler};
+    double begin;
+    long result;
+
+    sigaction(SIGUSR1, &action, NULL);
+    puts("ready");
+    fflush(stdout);
+    begin = now_ms();
+    errno = 0;
+    result = wait_for(argc > 1 ? argv[1] : "");
+    printf("%ld %d %.0f\n", result, errno, now_ms() - begin);
+    return 0;
+}
