@@ -95,6 +95,8 @@ class VmaTable:
 
     def ranges(self, start: int, end: int) -> npt.NDArray[np.uint64]:
         """The mapped ranges between two addresses, adjacent VMAs joined: shape (n, 2), in bytes."""
+        if start >= end:
+            return np.empty((0, 2), np.uint64)
         starts, ends = self._records["start"], self._records["end"]
         inside = (ends > np.uint64(start)) & (starts < np.uint64(end))
         starts, ends = starts[inside], ends[inside]
