@@ -223,6 +223,10 @@ pagemap_decode_entries(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     if (region_view_acquire(state, args[2], &vec) < 0) {
         goto done;
     }
+    if ((uintptr_t)vec.regions % sizeof(uint64_t) != 0) {
+        PyErr_SetString(PyExc_ValueError, "vec must be aligned to 8 bytes");
+        goto done;
+    }
     d.vec = vec.regions;
     d.vec_len = vec.count;
     decoder_select(&d, &select);
@@ -231,9 +235,9 @@ pagemap_decode_entries(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     walk_end = decode_run(&d, entries.buf, (size_t)entries.len / sizeof(uint64_t), start);
     Py_END_ALLOW_THREADS
 
-    PyBuffer_Release(&vec.view);
     result = tuple_of((PyObject *[]){PyLong_FromSize_t(d.count), PyLong_FromUnsignedLongLong(walk_end)}, 2);
 done:
+    PyBuffer_Release(&vec.view);
     PyBuffer_Release(&entries);
     return result;
 }

@@ -38,6 +38,7 @@ read_stat(pid_t pid, pid_t tid, struct task_stat *stat)
     ssize_t size;
     int fd;
 
+    *stat = (struct task_stat){0};
     snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
     fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {

@@ -290,8 +290,9 @@ region_buffer_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         arg_selection(args + 6, &request.select) < 0 || PyObject_GetBuffer(args[2], &ranges, PyBUF_ND) < 0) {
         return NULL;
     }
-    if (ranges.len % (Py_ssize_t)sizeof(uint64_t[2]) != 0 || ranges.itemsize != sizeof(uint64_t)) {
-        PyErr_SetString(PyExc_ValueError, "ranges must be pairs of u64");
+    if (ranges.len % (Py_ssize_t)sizeof(uint64_t[2]) != 0 || ranges.itemsize != sizeof(uint64_t) ||
+        (uintptr_t)ranges.buf % sizeof(uint64_t) != 0) {
+        PyErr_SetString(PyExc_ValueError, "ranges must be aligned pairs of u64");
         PyBuffer_Release(&ranges);
         return NULL;
     }

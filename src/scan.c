@@ -2,6 +2,7 @@
 #include "pagemap_module.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -210,6 +211,9 @@ pagemap_scan(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject
         }
     }
     fd = PyObject_AsFileDescriptor(args[ARG_FD]);
+    if (fd < 0 && PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        PyErr_Format(PyExc_ValueError, "fd must be at most %d, not %R", INT_MAX, args[ARG_FD]);
+    }
     if (fd < 0 || arg_u64(args[ARG_START], "start", &request.start) < 0 ||
         arg_u64(args[ARG_END], "end", &request.end) < 0 ||
         refuse_unsafe_wp(request.flags, &request.select, vec_object != Py_None) < 0) {
