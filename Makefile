@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint format bench bench-quick clean
+.PHONY: fuzz
 
 demo: $(STAMP)
 	$(BIN)/pagemap demo
@@ -15,19 +16,24 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard src/*.[ch] tests/targets/*.c bench/*.c)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard src/*.[ch] tests/targets/*.c tests/fuzz/*.[ch] bench/*.c)
 	$(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(wildcard src/*.[ch] tests/targets/*.c bench/*.c)
+	$(BIN)/clang-format -i $(wildcard src/*.[ch] tests/targets/*.c tests/fuzz/*.[ch] bench/*.c)
 
 # The package is installed in place: a change of the C sources or of the metadata builds it anew.
 $(STAMP): pyproject.toml setup.py $(wildcard src/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PAGEMAP_DEV=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+# Seconds for each of three targets; needs clang. The inputs found so far are part of the tests.
+FUZZ_SECONDS ?= 60
+fuzz: $(STAMP)
+	tools/fuzz.sh $(BIN)/python $(FUZZ_SECONDS)
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) pagemap/_pagemap*.so
