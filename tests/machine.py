@@ -72,6 +72,18 @@ def wp_async():
     return None
 
 
+def soft_dirty():
+    with memory.Memory(2) as pages:
+        pages.write(0, 1)
+        try:
+            memory.clear_soft_dirty()
+        except OSError as error:
+            return f"/proc/self/clear_refs: {error.strerror}"
+        pages.write(0)
+        seen = [word >> 55 & 1 for word in witness.entries(pages.start, pages.end)]
+    return None if seen == [1, 0] else "this kernel does not record soft-dirty pages (CONFIG_MEM_SOFT_DIRTY)"
+
+
 def frames():
     return None if witness.sees_frames() else "page frame numbers and /proc/kpageflags need root"
 
@@ -84,7 +96,9 @@ def root():
     return None if os.geteuid() == 0 else "needs root"
 
 
-PROBES = {probe.__name__: probe for probe in (scan, thp, huge_zero, guard, wp_async, frames, vdso, root)}
+PROBES = {
+    probe.__name__: probe for probe in (scan, thp, huge_zero, guard, wp_async, soft_dirty, frames, vdso, root)
+}
 
 
 class Missing(Exception):

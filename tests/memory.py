@@ -19,6 +19,7 @@ from witness import (
     PFNZERO,
     PMD,
     PRESENT,
+    SOFT_DIRTY,
     SWAPPED,
     WPALLOWED,
     WRITTEN,
@@ -60,8 +61,18 @@ def unmap(address, length):
     _check(_libc.munmap(address, length))
 
 
+def clear_soft_dirty():
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("4")
+
+
 class Memory:
-    """`pages` pages between two that nobody may touch, so that no VMA merges with a neighbour."""
+    """`pages` pages between two that nobody may touch, so that no VMA merges with a neighbour.
+
+    It lies far below where the kernel puts mappings by itself: none gets into a hole of it.
+    """
+
+    _next = 1 << 45
 
     def __init__(
         self, pages, prot=READ | WRITE, flags=PRIVATE | ANONYMOUS, *, fd=-1, align=PAGE, huge_pages=False
@@ -70,7 +81,8 @@ class Memory:
         self._keep = contextlib.ExitStack()
         length = pages * PAGE
         self._room = length + align + 2 * PAGE
-        self._base = map_at(None, self._room, NONE, PRIVATE | ANONYMOUS | NORESERVE)
+        self._base = map_at(Memory._next, self._room, NONE, PRIVATE | ANONYMOUS | NORESERVE)
+        Memory._next = self._base + self._room + PMD
         self._keep.callback(unmap, self._base, self._room)
         self.start = -(-(self._base + PAGE) // align) * align
         self.end = self.start + length
@@ -315,6 +327,16 @@ def hugetlb_private():
 def hugetlb_shared():
     memory = Memory(2 * 512, flags=SHARED | ANONYMOUS | HUGETLB, align=PMD)
     memory.write(0)
+    return memory
+
+
+@_kind(PRESENT | SOFT_DIRTY, PRESENT, needs=["soft_dirty"])
+def soft_dirty():
+    """Pages written before and after the bits of all of this process were cleared."""
+    memory = Memory(16)
+    memory.write(*range(12))
+    clear_soft_dirty()
+    memory.write(1, 2, 7)
     return memory
 
 

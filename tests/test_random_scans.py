@@ -66,6 +66,18 @@ def lay_out(made, first, count, stretch):
 
 
 categories = st.integers(0, sum(witness.NAMES.values()))
+RULES = ("require", "exclude", "any_of")
+
+
+def _selection(roles):
+    """A category has at most one role in a selection, and most have none: else nothing would be selected."""
+    bits = list(zip(roles, witness.NAMES.values(), strict=True))
+    return {rule: sum(bit for role, bit in bits if role == rule) for rule in RULES}
+
+
+selections = st.lists(
+    st.sampled_from([*RULES, *[None] * 9]), min_size=len(witness.NAMES), max_size=len(witness.NAMES)
+).map(_selection)
 
 
 @pytest.fixture(params=["scan", "read"])
@@ -111,14 +123,8 @@ def test_one_answer_whoever_gives_it(pm, possible, data):
         told = {address: bits for address, bits in told.items() if area["start"] <= address < area["end"]}
 
         for _ in range(3):
-            arguments = {
-                name: data.draw(categories, name) & known for name in ("require", "exclude", "any_of")
-            }
-            sparse = data.draw(categories, "sparse")  # random masks alone would select nearly nothing
-            arguments = {name: mask & sparse for name, mask in arguments.items()}
-            arguments["exclude"] &= ~arguments["require"]
-            if not arguments["any_of"] & ~arguments["exclude"]:
-                arguments["any_of"] = 0
+            arguments = data.draw(selections, "selection")
+            arguments = {rule: bits & known for rule, bits in arguments.items()}
             arguments["report"] = data.draw(st.none() | categories.map(lambda bits: bits & known))
             query = Query(**arguments)
             truth = witness.regions(told, **arguments)
@@ -145,7 +151,8 @@ def test_one_answer_whoever_gives_it(pm, possible, data):
 @given(data=st.data())
 def test_decoding_entries_is_the_rule_on_each(data):
     """The run decoder alone, on entries that no kernel would give."""
-    kinds = st.sampled_from([0, *witness.IN_ENTRIES, (1 << 63) | (1 << 61), (1 << 62) | (1 << 58)])
+    several = st.lists(st.sampled_from(list(witness.IN_ENTRIES)), max_size=2).map(set).map(sum)
+    kinds = several.filter(lambda bits: bits < 3 << 62)
     runs = data.draw(st.lists(st.tuples(kinds, st.integers(1, 6), st.integers(0, 1 << 40)), max_size=12))
     told, words, address = {}, [], 1 << 30
     for word, length, frame in runs:
@@ -153,9 +160,8 @@ def test_decoding_entries_is_the_rule_on_each(data):
             words.append(word | frame + page)
             told[address] = sum(bit for flag, bit in witness.IN_ENTRIES.items() if word & flag)
             address += witness.PAGE
-    known = int(sum(witness.IN_ENTRIES.values()))
-    require = data.draw(categories) & data.draw(categories) & known
-    exclude = data.draw(categories) & data.draw(categories) & known & ~require
+    selection = data.draw(selections)
+    require, exclude, any_of = (selection[rule] for rule in RULES)
     report = data.draw(categories)
     max_pages = data.draw(st.integers(0, 20))
     room = data.draw(st.integers(1, 12))
@@ -167,10 +173,10 @@ def test_decoding_entries_is_the_rule_on_each(data):
         max_pages,
         exclude,
         require | exclude,
-        0,
+        any_of,
         report,
     )
-    whole = witness.regions(told, require, exclude, report=report, max_pages=max_pages or None)
+    whole = witness.regions(told, require, exclude, any_of, report, max_pages or None)
     assert vec[:n].tolist() == whole[:room]
     assert not vec[n:]["end"].any()
     if len(whole) > room:

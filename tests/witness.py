@@ -70,8 +70,10 @@ def smaps(start, end, pid="self"):
                 found[-1][2][head[:-1]] = line.partition(":")[2].strip()
             else:
                 low, _, high = head.partition("-")
+                if int(low, 16) >= end:
+                    break
                 found.append((int(low, 16), int(high, 16), {"range": (int(low, 16), int(high, 16))}))
-    return [vma for vma in found if vma[0] < end and start < vma[1]]
+    return [vma for vma in found if start < vma[1]]
 
 
 def sees_frames():
