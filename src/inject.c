@@ -11,8 +11,14 @@
  *   does not stop, or dies, is never left traced.
  * - SIGCHLD and waitpid(-1) of this process see nothing of it.
  *
- * Yama's kernel.yama.ptrace_scope=1 lets only an ancestor trace, which the helper never is: a child of this
- * process is traced by a thread instead, which does the same but for the first and the last point.
+ * Yama's kernel.yama.ptrace_scope=1 lets only an ancestor trace, which the helper never is: there, a child of
+ * this process is traced by a thread, without the first and the last point (so nobody should wait for that
+ * child in another thread meanwhile: the wait would return its stops).
+ *
+ * What cannot be hidden from the target: for some microseconds a descriptor number is taken, which another of
+ * its threads may see, and a child that such a thread forks just then inherits; a set-user-id program that
+ * the borrowed thread executes between PTRACE_SEIZE and its stop starts without the rights; and waits with a
+ * time limit that answer every stop with EINTR (signal(7): epoll_wait, sigtimedwait) do so here.
  */
 #include "inject_private.h"
 
@@ -54,8 +60,7 @@ seize_refused(const struct injection *in, int error)
     if (inject_status_field(target->status_fd, "TracerPid:") > 0) {
         return inject_fail(in->out, INJECT_TRACED, EPERM, INJECT_WHY_TRACED);
     }
-    return inject_fail(in->out, INJECT_SEIZE, error,
-                       "ptrace is refused: another user's process, or kernel.yama.ptrace_scope");
+    return inject_fail(in->out, INJECT_SEIZE, error, INJECT_WHY_REFUSED);
 }
 
 static void
@@ -206,7 +211,7 @@ inject_userfaultfd(pid_t pid, long flags, struct inject_result *out)
     /* A process that calls execve has no vdso for a moment, then another one. */
     for (int attempt = 0; attempt < 5; attempt++) {
         error = inject_once(pid, flags | O_CLOEXEC | O_NONBLOCK, out);
-        if (error == 0 || out->stage != INJECT_VDSO || error == -EACCES || error == -EPERM) {
+        if (error == 0 || out->stage != INJECT_VDSO) {
             break;
         }
         nanosleep(&pause, NULL);

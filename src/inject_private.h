@@ -59,6 +59,7 @@ inject_fail(struct inject_result *out, enum inject_stage stage, int error, const
 }
 
 #define INJECT_WHY_TRACED "it is traced already, by a debugger or another tracker"
+#define INJECT_WHY_REFUSED "ptrace is refused: another user's process, or kernel.yama.ptrace_scope"
 #define INJECT_TIMEOUT_NS 2000000000LL
 #define INJECT_NO_TIMEOUT INT64_MAX
 

@@ -200,6 +200,16 @@ check_status(struct inject_target *target, struct inject_result *out)
     return 0;
 }
 
+/* /proc/PID/maps and process_vm_readv ask for the same right as ptrace, and come first. */
+static int
+memory_refused(int error, struct inject_result *out)
+{
+    if (error == EPERM || error == EACCES) {
+        return inject_fail(out, INJECT_SEIZE, error, INJECT_WHY_REFUSED);
+    }
+    return inject_fail(out, INJECT_VDSO, error, "its memory cannot be read");
+}
+
 /* The [vdso] line of /proc/PID/maps; inode 0, so that no file's name is taken for it. */
 static int
 find_vdso(const struct inject_target *target, uint64_t *start, uint64_t *end, struct inject_result *out)
@@ -213,8 +223,7 @@ find_vdso(const struct inject_target *target, uint64_t *start, uint64_t *end, st
     snprintf(path, sizeof(path), "/proc/%d/task/%d/maps", target->pid, target->tid);
     maps = fopen(path, "re");
     if (maps == NULL) {
-        error = errno == ENOENT ? ESRCH : errno;
-        return inject_fail(out, INJECT_VDSO, error, "its memory map cannot be read");
+        return memory_refused(errno == ENOENT ? ESRCH : errno, out);
     }
     error = inject_fail(out, INJECT_VDSO, EOPNOTSUPP, "it has no vdso, so no instruction can be borrowed");
     while (getline(&line, &size, maps) >= 0) {
@@ -257,7 +266,7 @@ find_syscall_insn(struct inject_target *target, struct inject_result *out)
     local = (struct iovec){text, length};
     remote = (struct iovec){(void *)(uintptr_t)start, length}; // NOLINT: an address over there
     if (process_vm_readv(target->tid, &local, 1, &remote, 1, 0) != (ssize_t)length) {
-        error = inject_fail(out, INJECT_VDSO, errno, "its memory cannot be read");
+        error = memory_refused(errno, out);
         goto done;
     }
     header = (const Elf64_Ehdr *)(const void *)text;
