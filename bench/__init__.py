@@ -1,0 +1,1 @@
+"""Benchmarks: this library next to the alternatives, on the same memory, in one run. See docs/benchmarks.md."""

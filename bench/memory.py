@@ -1,0 +1,73 @@
+"""Memory to look at: mapped for the purpose, populated in known patterns, freed again."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from pagemap import PAGE_SIZE
+
+from . import baseline
+
+HUGE = 2 << 20
+GIB = 1 << 30
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A mapping: addresses in bytes, end exclusive, aligned to huge pages."""
+
+    start: int
+    end: int
+
+    @property
+    def pages(self) -> int:
+        return (self.end - self.start) // PAGE_SIZE
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+@contextmanager
+def anonymous(size: int, *, huge: bool = False, step: int = 1) -> Iterator[Memory]:
+    """Private anonymous memory with every `step`-th page populated (0: none), in pages of one size only."""
+    mapping = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+    view = np.frombuffer(mapping, np.uint8)
+    start = -(-view.ctypes.data // HUGE) * HUGE
+    memory = Memory(start, start + size)
+    if step:
+        baseline.touch(memory.start, memory.end, step)
+    try:
+        yield memory
+    finally:
+        del view
+        mapping.close()
+
+
+def split_vmas(memory: Memory, count: int) -> None:
+    """Cuts a mapping into `count` VMAs by making every other part read-only."""
+    part = memory.size // count // PAGE_SIZE * PAGE_SIZE
+    for k in range(0, count, 2):
+        at = ctypes.c_void_p(memory.start + k * part)
+        if _libc.mprotect(at, ctypes.c_size_t(part), mmap.PROT_READ) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"mprotect: {os.strerror(code)} (see vm.max_map_count)")
+
+
+def available() -> int:
+    """Bytes of memory that may be used without swapping."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        for line in meminfo:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0
