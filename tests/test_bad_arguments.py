@@ -257,7 +257,7 @@ def test_spans_of_nothing(argument, error, words):
         (("0", 0, 0), {}, TypeError, "fileno"),
         ((1.0, 0, 0), {}, TypeError, "fileno"),
         ((-1, 0, 0), {}, ValueError, "file descriptor cannot be a negative integer"),
-        ((1 << 40, 0, 0), {}, OverflowError, "too large"),
+        ((1 << 40, 0, 0), {}, ValueError, "fd must be at most 2147483647"),
         ((0, -1, 0), {}, ValueError, r"start must be between 0 and 2\*\*64 - 1, not -1"),
         ((0, 0, 1 << 64), {}, ValueError, r"end must be between 0 and 2\*\*64 - 1"),
         ((0, 0.5, 1), {}, TypeError, "start must be an integer, not <class 'float'>"),
