@@ -11,6 +11,7 @@ Three kinds of memory need different care:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,7 @@ def bridged(parts: Regions, whole: Regions) -> Regions:
     return region_array(parts["start"][heads], parts["end"][tails])
 
 
+@functools.cache
 def pmd_size() -> int:
     """Bytes of a transparent huge page (2 MiB on x86-64)."""
     try:

@@ -126,9 +126,9 @@ class VmaTable:
         return f"<VmaTable of {len(self)} VMAs>"
 
 
-def read_vmas(fd: int, pid: int) -> VmaTable:
-    """The VMAs behind an open /proc/PID/maps, read from its beginning. ProcessLookupError once it is gone."""
+def read_text(fd: int, pid: int) -> bytes:
+    """The text of an open /proc/PID/maps, from its beginning. ProcessLookupError once the process is gone."""
     text = _pagemap.read_maps(fd)
     if not text:
         raise ProcessLookupError(errno.ESRCH, process.why_no_memory(pid), f"/proc/{pid}/maps")
-    return VmaTable.parse(text)
+    return text

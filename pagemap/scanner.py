@@ -19,7 +19,7 @@ from ._pagemap import scan_small
 from .buffers import page_range
 from .categories import PAGE_SIZE, REGION_DTYPE
 from .features import address_space_end, features
-from .maps import VmaTable, read_vmas
+from .maps import VmaTable, read_text
 from .parallel import scan_parallel
 from .query import Query, category_names
 from .walk import IoctlWalk, ReadWalk, Walk, batches, collect, regions_of
@@ -294,16 +294,19 @@ class PageMap:
 
     def vmas(self) -> VmaTable:
         """The VMAs of the process. Raises ProcessLookupError when it has gone."""
+        return VmaTable.parse(self._maps_text())
+
+    # How
+
+    def _maps_text(self) -> bytes:
         self._open()
         maps = self._maps
         # One reader at a time: concurrent readers of a seq_file make it start over for each other.
         with self._maps_lock:
             try:
-                return read_vmas(maps.fd, self._pid)
+                return read_text(maps.fd, self._pid)
             except OSError as error:
                 self._raise(error)
-
-    # How
 
     def _mapped(self, start: int, end: int) -> npt.NDArray[np.uint64]:
         """The mapped ranges between two addresses, shape (n, 2). One VMA is found without the list of all."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _pagemap, regions
 from .buffers import as_array, page_range, span
-from .categories import PAGE_SIZE, Category, ScanFlag
+from .categories import PAGE_SIZE, REGION_DTYPE, Category, ScanFlag
 from .errors import UnsupportedError
 from .features import address_space_end, features
 from .layout import (
@@ -33,14 +33,20 @@ from .layout import (
 )
 from .maps import Vma, VmaTable
 from .query import Query
-from .scanner import BATCH, SMALL_RESULT, PageMap
+from .scanner import FIRST, PageMap
 from .softdirty import SoftDirtyTracker
 from .tracking import NOTHING, Regions, Tracker, union
 from .uffd import MODES, REFUSALS, Userfault, new_descriptor
-from .walk import IoctlWalk, regions_of
+from .walk import HUGE, IoctlWalk, regions_of
 
 Granularity = Literal["native", "page"]
 TrackMode = Literal["write", "access"]
+
+Listing = bytes | list[tuple[int, int, int, int]]
+"""The text of /proc/PID/maps, or what PROCMAP_QUERY says of some VMAs."""
+
+FEW_VMAS = 16
+HUGE_REGIONS = HUGE // REGION_DTYPE.itemsize
 
 _BARE = Category(0)
 _POPULATED = Query(any_of=Category.PRESENT | Category.SWAPPED, report=_BARE)
@@ -90,9 +96,14 @@ class DirtyTracker(Tracker):
         self._masks = Query(require=uffd.mode.category).masks()
         self._writes = uffd.mode.category == Category.WRITTEN
         self._stage: Regions = NOTHING
-        self._buffer = _pagemap.RegionBuffer(BATCH)
+        self._buffer = _pagemap.RegionBuffer(FIRST)
+        self._overflow: _pagemap.RegionBuffer | None = None
         self._refused: dict[tuple[int, int], int] = {}
-        self._table: VmaTable | None = None
+        self._table = VmaTable.parse(b"")
+        self._listed: Listing | None = None
+        self._parts: list[Pieces] = []
+        self._vma_count = 0
+        self._layout: Layout | None = None
         self._resident: dict[str, Regions] = {}
         # Sparse tracking: the extents, in units of a page table, that are protected; all else is holes.
         self._hull: Regions = NOTHING
@@ -112,7 +123,7 @@ class DirtyTracker(Tracker):
 
         Those among them that are writable are reported whole, as far as they are populated, each round.
         """
-        if self._table is None or not self._refused:
+        if not self._refused:
             return []
         return [
             (vma, REFUSALS.get(self._refused[vma.start, vma.end], "the kernel refuses"))
@@ -122,27 +133,52 @@ class DirtyTracker(Tracker):
 
     # Which memory
 
+    def _listing(self) -> Listing:
+        """The VMAs as they stand now: equal to an earlier one where nothing was mapped or unmapped.
+
+        A few VMAs are looked up one by one, which is cheaper than the text of all.
+        """
+        bounds = self._bounds
+        if bounds is None or self._vma_count > FEW_VMAS or not features().procmap_query:
+            return self._pagemap._maps_text()
+        maps = self._pagemap._maps.fd
+        self._pagemap._open()
+        found = []
+        for start, end in zip(bounds["start"].tolist(), bounds["end"].tolist(), strict=True):
+            while start < end and (vma := _pagemap.query_vma(maps, start)) is not None:
+                found.append(vma)
+                start = vma[1]
+        return found
+
     def _refresh(self) -> Layout:
         """Registers what is new, and sorts what there is by the care that it needs.
 
-        What takes the place of another VMA afterwards is not registered, and a protecting scan passes
-        it by. Where hugetlb was registered, the VMAs are listed again: it is then seen as hugetlb, be it
-        as new as it may.
+        All is registered again each round: another VMA may have taken the place of one, bounds and all.
+        What does so afterwards is not registered, and a protecting scan passes it by. Where hugetlb was
+        registered, the VMAs are listed again: it is then seen as hugetlb, be it as new as it may.
         """
         if self._pinned is not None:
             return self._pinned
         bounds = self._whole if self._bounds is None else self._bounds
-        table = self._pagemap.vmas()
-        self._refused = {}
-        has_huge = False
-        for start, end in zip(bounds["start"].tolist(), bounds["end"].tolist(), strict=True):
-            has_huge |= self._register(pieces(table, start, end))
-        huge = {}
-        if has_huge:
-            table = self._pagemap.vmas()
-            huge = huge_devices(table, page_size_finder(self._pagemap))
-        self._table = table
-        return restricted(layout(table, huge, self._refused), bounds)
+        listing = self._listing()
+        if listing != self._listed:
+            self._layout = None
+            self._table = table = VmaTable.parse(
+                listing if isinstance(listing, bytes) else self._pagemap._maps_text()
+            )
+            self._parts = [pieces(table, int(start), int(end)) for start, end, _ in bounds.tolist()]
+            self._vma_count = sum(len(part.starts) for part in self._parts)
+            self._listed = listing
+        refused, self._refused = self._refused, {}
+        has_huge = [self._register(part) for part in self._parts]
+        if any(has_huge):
+            self._listed = None
+            self._table = self._pagemap.vmas()
+            huge = huge_devices(self._table, page_size_finder(self._pagemap))
+            return restricted(layout(self._table, huge, self._refused), bounds)
+        if self._layout is None or refused != self._refused:
+            self._layout = restricted(layout(self._table, {}, self._refused), bounds)
+        return self._layout
 
     def _register(self, part: Pieces) -> bool:
         """All of it in one call, as a rule; where something is refused, halves find what."""
@@ -165,10 +201,8 @@ class DirtyTracker(Tracker):
         """Adds the pages of the category in some ranges to _stage; with `reset`, protected again at once."""
         if not len(ranges):
             return
+        self._salvage()
         buffer = self._buffer
-        if buffer.exports or buffer.capacity < BATCH:
-            self._buffer = buffer = _pagemap.RegionBuffer(BATCH)
-        buffer.clear()
         flags = ScanFlag.WP_MATCHING if reset else ScanFlag(0)
         descriptor = self._pagemap._open()
         try:
@@ -177,25 +211,44 @@ class DirtyTracker(Tracker):
                 walk = IoctlWalk(descriptor, self._masks, start, end, None, flags)
                 length = walk.fill(buffer, length)
                 while not walk.done:
-                    buffer.resize(buffer.capacity * 2)
-                    length = walk.fill(buffer, length)
-            self._keep(buffer, length)
-        except BaseException as error:
-            # The buffer's own word: an interrupt may strike between the kernel's answer and ours.
-            self._stage = union(self._stage, regions_of(buffer, buffer.length).copy())
-            if isinstance(error, OSError):
-                if reset:
-                    # Pages may have been reset before the error, and their count is lost: all of them, then.
-                    self._stage = union(self._stage, self._labelled(ranges))
-                raise self._pagemap._explain(error) from error
-            raise
+                    self._spill()
+                    length = walk.fill(buffer)
+        except OSError as error:
+            if reset:
+                # Pages may have been reset before the error, and their count is lost: all of them, then.
+                self._stage = union(self._stage, self._labelled(ranges))
+            raise self._pagemap._explain(error) from error
+        self._salvage()
 
-    def _keep(self, buffer: _pagemap.RegionBuffer, length: int) -> None:
-        if length > SMALL_RESULT:
-            buffer.resize(length)
-            self._stage = union(self._stage, regions_of(buffer, length))
+    def _spill(self) -> None:
+        """Moves a full buffer behind what is already in the overflow, which grows by huge pages."""
+        buffer, overflow = self._buffer, self._overflow
+        if overflow is None:
+            self._overflow = overflow = _pagemap.RegionBuffer(HUGE_REGIONS)
+        length, count = overflow.length, buffer.length
+        if length + count > overflow.capacity:
+            overflow.resize(-(-(length + count) // HUGE_REGIONS) * HUGE_REGIONS)
+        overflow.append(length, buffer, 0, count)
+        buffer.clear()
+
+    def _salvage(self) -> None:
+        """Moves what the last walk left in the buffers to _stage, be it that an interrupt ended the walk.
+
+        The lengths are the buffers' own word: an interrupt may strike between the kernel's answer and
+        ours, and even between the copy of regions and their removal, which reports them twice.
+        """
+        overflow, buffer = self._overflow, self._buffer
+        if overflow is not None:
+            if buffer.length and not buffer.exports and not overflow.exports:
+                self._spill()
+            self._stage = union(self._stage, regions_of(overflow, overflow.length))
+            self._overflow = None
+        if buffer.length:
+            self._stage = union(self._stage, regions_of(buffer, buffer.length).copy())
+        if buffer.exports:  # an interrupt came when there was a view, and its traceback holds it
+            self._buffer = _pagemap.RegionBuffer(FIRST)
         else:
-            self._stage = union(self._stage, regions_of(buffer, length).copy())
+            buffer.clear()
 
     def _accept(self) -> None:
         """What was staged is found."""

@@ -58,6 +58,7 @@ class Tracker(ABC):
         # Pages on their way to the caller: the kernel has forgotten them, so they leave here with an answer.
         self._found: Regions = NOTHING
         self._pending: Regions = NOTHING
+        self._undelivered: list[Regions] = []
         _live.add(self)
 
     @abstractmethod
@@ -103,6 +104,7 @@ class Tracker(ABC):
         try:
             with self._lock:
                 self._check()
+                self._take_back()
                 if budget is None or regions.page_count(self._pending) < budget:
                     self._gather()
                 ready = union(self._pending, self._found) if budget is None else self._first(budget)
@@ -110,9 +112,15 @@ class Tracker(ABC):
                     self._pending = self._found = NOTHING
             return ready
         except BaseException:
-            with self._lock:
-                self._pending = union(self._pending, ready)
+            # One call that cannot be interrupted in the middle: a second Ctrl-C may follow the first.
+            self._undelivered.append(ready)
             raise
+
+    def _take_back(self) -> None:
+        """Answers that an exception kept from their caller."""
+        while self._undelivered:
+            self._pending = union(self._pending, self._undelivered[0])
+            del self._undelivered[0]
 
     def _first(self, budget: int) -> Regions:
         """The oldest pages first, so that busy memory at low addresses cannot hold the rest back."""
@@ -126,6 +134,7 @@ class Tracker(ABC):
         """The same pages as collect(), without a reset: the next collect() reports them still."""
         with self._lock:
             self._check()
+            self._take_back()
             return union(union(self._pending, self._found), self._look())
 
     def reset(self) -> None:
@@ -133,6 +142,7 @@ class Tracker(ABC):
         with self._lock:
             self._check()
             self._gather()
+            self._undelivered.clear()
             self._pending = self._found = NOTHING
 
     def rounds(self, interval: float, count: SupportsIndex | None = None) -> Iterator[tuple[int, Regions]]:

@@ -29,7 +29,7 @@ static PyMethodDef module_methods[] = {
     {"read_maps", pagemap_read_maps, METH_O, PyDoc_STR("read_maps(fd) -> bytes of an open /proc/PID/maps")},
     {"parse_maps", pagemap_parse_maps, METH_O, PyDoc_STR("parse_maps(text) -> bytes of VMA records")},
     {"query_vma", FASTCALL(pagemap_query_vma), METH_FASTCALL,
-     PyDoc_STR("query_vma(fd, address) -> (start, end, page_size) or None: one PROCMAP_QUERY ioctl")},
+     PyDoc_STR("query_vma(fd, address) -> (start, end, page_size, inode) or None: one PROCMAP_QUERY ioctl")},
     {"userfaultfd", pagemap_userfaultfd, METH_O, PyDoc_STR("userfaultfd(flags) -> fd")},
     {"uffd_api", FASTCALL(pagemap_uffd_api), METH_FASTCALL,
      PyDoc_STR("uffd_api(fd, features) -> (features, ioctls)")},

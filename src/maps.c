@@ -222,7 +222,7 @@ pagemap_read_maps(PyObject *Py_UNUSED(module), PyObject *fd_object)
     return result;
 }
 
-/* query_vma(fd, address) -> (start, end, page_size) of the VMA that covers the address or follows it, or
+/* query_vma(fd, address) -> (start, end, page_size, inode) of the VMA that covers the address or follows it, or
  * None: PROCMAP_QUERY */
 PyObject *
 pagemap_query_vma(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
@@ -247,6 +247,9 @@ pagemap_query_vma(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    return Py_BuildValue("(KKK)", (unsigned long long)query.vma_start, (unsigned long long)query.vma_end,
-                         (unsigned long long)query.vma_page_size);
+    return tuple_of(
+        (PyObject *[]){PyLong_FromUnsignedLongLong(query.vma_start), PyLong_FromUnsignedLongLong(query.vma_end),
+                       PyLong_FromUnsignedLongLong(query.vma_page_size),
+                       PyLong_FromUnsignedLongLong(query.inode)},
+        4);
 }

@@ -274,7 +274,7 @@ def test_the_vma_of_an_address_by_the_kernels_own_query():
         fd = maps.fileno()
         memory = mmap.mmap(-1, 5 * mmap.PAGESIZE)
         start, end = pagemap.span(memory)
-        low, high, page_size = pagemap._pagemap.query_vma(fd, start)
+        low, high, page_size, _inode = pagemap._pagemap.query_vma(fd, start)
         assert low <= start
         assert end <= high
         assert page_size == mmap.PAGESIZE
