@@ -2,7 +2,7 @@
 # Fuzzes the extension for a number of seconds for each target, from the corpus in tests/fuzz/corpus:
 #   tools/fuzz.sh PYTHON SECONDS [TARGET...]
 # Inputs that reach new code stay in build/fuzz/found; `tools/fuzz.sh PYTHON merge` adds the few that are
-# needed to reach all of it to the corpus. An input that breaks something stays in build/fuzz as crash-*.
+# needed to reach all of it to the corpus, `tools/fuzz.sh PYTHON leaks` replays the corpus under LeakSanitizer. An input that breaks something stays in build/fuzz as crash-*.
 set -eu
 
 python=$1
@@ -40,6 +40,9 @@ for target in "$@"; do
     mkdir -p "found/$target" "$corpus/$target"
     if [ "$seconds" = merge ]; then
         "./fuzz_$target" -set_cover_merge=1 -max_len=2048 "$corpus/$target" "found/$target"
+    elif [ "$seconds" = leaks ]; then
+        ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 "./fuzz_$target" -runs=0 -verbosity=0 "$corpus/$target"
+        echo "$target: $(find "$corpus/$target" -type f | wc -l) inputs leave nothing behind"
     else
         "./fuzz_$target" -max_total_time="$seconds" -max_len=2048 -timeout=10 -rss_limit_mb=2048 \
             -print_final_stats=1 -verbosity=1 "found/$target" "$corpus/$target"

@@ -27,8 +27,8 @@ static uint64_t arena, page_size;
 static int descriptors[5];
 static PyObject *wild[10];
 
-static void
-prepare(void)
+void
+fuzz_prepare(void)
 {
     static const char *const sources[] = {
         "None",
@@ -296,9 +296,6 @@ fuzz_one(PyObject *module, const uint8_t *data, size_t size)
     input in = {data, size};
     machine m = {.module = module};
 
-    if (arena == 0) {
-        prepare();
-    }
     m.region_buffer = PyObject_GetAttrString(module, "RegionBuffer");
     for (int steps = 0; in.left > 0 && steps < 64; steps++) {
         unsigned op = (unsigned)take(&in, 1) % (CALL_COUNT + 3);

@@ -64,6 +64,11 @@ model(const uint64_t *entries, size_t count, uint64_t start, uint64_t page, cons
 }
 
 void
+fuzz_prepare(void)
+{
+}
+
+void
 fuzz_one(PyObject *module, const uint8_t *data, size_t size)
 {
     input in = {data, size};
@@ -75,7 +80,7 @@ fuzz_one(PyObject *module, const uint8_t *data, size_t size)
     region expected[32];
     uint64_t *entries, stopped;
     PyObject *source, *target, *answer;
-    unsigned long long n, walk_end;
+    unsigned long long n = 0, walk_end = 0;
 
     /* An entry from two bytes: the top one as it is, the other repeats it and varies the bits 55 to 48. */
     entries = malloc((MOST_ENTRIES + 5) * sizeof(*entries));
@@ -86,7 +91,8 @@ fuzz_one(PyObject *module, const uint8_t *data, size_t size)
         size_t run = (low & 0x7F) % 5 + 1;
 
         while (run-- > 0) {
-            entries[count++] = top << 56 | (low >> 7) << 55 | count;
+            entries[count] = top << 56 | (low >> 7) << 55 | count;
+            count++;
         }
     }
     source = PyBytes_FromStringAndSize((const char *)entries, (Py_ssize_t)(count * sizeof(*entries)));

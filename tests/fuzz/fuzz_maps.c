@@ -53,6 +53,11 @@ check(const char *text, size_t size, const record *vmas, size_t count)
 }
 
 void
+fuzz_prepare(void)
+{
+}
+
+void
 fuzz_one(PyObject *module, const uint8_t *data, size_t size)
 {
     /* A copy of the exact size: a look past the end is an error of the sanitizer's, and sscanf() needs a 0.

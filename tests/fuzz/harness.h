@@ -11,6 +11,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* What the target needs once. */
+void fuzz_prepare(void);
+
 /* One input, from the target's file; `module` is the extension. No exception may be left set. */
 void fuzz_one(PyObject *module, const uint8_t *data, size_t size);
 

@@ -1,0 +1,65 @@
+#!/bin/sh
+# The tests with the extension under sanitizers: tools/sanitize.sh PYTHON [undefined|address|leaks]...
+#
+# undefined  UndefinedBehaviorSanitizer, the whole suite, Python in its development mode.
+# address    AddressSanitizer and UndefinedBehaviorSanitizer, the tests that call the extension; every block of
+#            the interpreter's comes from malloc, so that it is watched too.
+# leaks      LeakSanitizer: the fuzzer's corpus is replayed by a program that holds nothing between two
+#            inputs, so whatever cannot be reached afterwards, blocks or Python objects, was lost by a call.
+#
+# The sources are copied to build/sanitize-*, so the environment in use keeps its extension.
+set -eu
+
+python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+shift
+[ $# -gt 0 ] || set -- undefined address leaks
+here=$(cd "$(dirname "$0")/.." && pwd)
+common="-g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
+export UBSAN_OPTIONS=print_stacktrace=1 PYTHONDONTWRITEBYTECODE=1
+
+# copy NAME FLAGS: the working tree in build/NAME, with the extension built with these flags.
+copy() {
+    tree=$here/build/$1
+    mkdir -p "$tree"
+    rm -rf "$tree/src" "$tree/pagemap" "$tree/tests"
+    (cd "$here" && git ls-files -z --cached --others --exclude-standard | xargs -0 sh -c \
+        'for file; do [ ! -e "$file" ] || printf "%s\0" "$file"; done' sh | tar --null -T - -cf -) | tar -C "$tree" -xf -
+    (cd "$tree" && CFLAGS="$common $2" "$python" setup.py -q build_ext --inplace --force)
+    cd "$tree"
+    export PYTHONPATH="$tree"
+    "$python" -c "import pathlib, pagemap._pagemap as m; assert pathlib.Path(m.__file__).is_relative_to('$tree')" ||
+        exit 1
+}
+
+# What the shadow of AddressSanitizer makes senseless: it is 14 TiB of mapped address space, through which the
+# `read` engine would walk for minutes, and it is in resident memory beside what is measured.
+beyond_shadow="
+    --ignore=tests/test_analysis.py --ignore=tests/test_cli.py --ignore=tests/test_fuzz_corpus.py
+    --ignore=tests/test_docs.py
+    --deselect=tests/test_another_process.py::test_as_much_is_resident_as_smaps_says
+    --deselect=tests/test_another_process.py::test_the_engines_agree_about_all_of_it
+    --deselect=tests/test_another_process.py::test_the_one_liner
+    --deselect=tests/test_bad_arguments.py::test_batches_that_no_memory_holds
+"
+
+for kind in "$@"; do
+    case $kind in
+    undefined)
+        copy sanitize-undefined -fsanitize=undefined
+        "$python" -X dev -m pytest -q -p no:cacheprovider
+        ;;
+    address)
+        preload=$(gcc -print-file-name=libasan.so)
+        (
+            export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc
+            LD_PRELOAD= copy sanitize-address -fsanitize=address,undefined
+            # shellcheck disable=SC2086 # several options
+            LD_PRELOAD=$preload "$python" -m pytest -q -p no:cacheprovider --timeout 240 $beyond_shadow
+        )
+        ;;
+    leaks)
+        "$here/tools/fuzz.sh" "$python" leaks
+        ;;
+    *) echo "no such sanitizer: $kind" >&2 && exit 2 ;;
+    esac
+done
