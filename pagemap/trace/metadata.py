@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import numpy.typing as npt
+
 SCHEMA_VERSION = 1
 METADATA_KEY = b"pagemap"
 
 
+@functools.cache
 def arrow() -> ModuleType:
     """pyarrow, imported when it is needed. ImportError that says what to install."""
     try:
@@ -19,8 +23,15 @@ def arrow() -> ModuleType:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError("traces need pyarrow: pip install 'pagemap-scan[trace]'") from error
+    pyarrow.array([0])  # the first array imports pandas, half a second: not while a recorder's clock runs
     module: ModuleType = pyarrow
     return module
+
+
+def from_numpy(kind: Any, array: npt.NDArray[Any]) -> Any:
+    """A pyarrow.Array on the memory of a NumPy array of numbers."""
+    pa = arrow()
+    return pa.Array.from_buffers(kind, len(array), [None, pa.py_buffer(array)])
 
 
 def schema() -> Any:

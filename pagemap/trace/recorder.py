@@ -24,7 +24,7 @@ from ..query import Query
 from ..scanner import PageMap
 from ..tracking import Tracker
 from . import vmas as vma_files
-from .metadata import METADATA_KEY, Metadata, Timing, arrow, schema
+from .metadata import METADATA_KEY, Metadata, Timing, arrow, from_numpy, schema
 
 SECOND = 1_000_000_000
 
@@ -40,7 +40,8 @@ lost when the recorder is killed, and a day is some 1,500 files.
 class Recorder:
     """Takes samples of one process and writes them into a trace. See record(), which runs one.
 
-    A context manager. sample() takes one now; run() takes them at an interval.
+    A context manager. sample() takes one now; run() takes them at an interval. `ended` says why it ended,
+    None until then: see Metadata.
     """
 
     def __init__(
@@ -74,11 +75,10 @@ class Recorder:
         self._rows = 0
         self._writer = ThreadPoolExecutor(1, "pagemap-trace")
         self._writing: Future[None] | None = None
-        self._closed = False
+        self.ended: str | None = None
         self._known = vma_files.as_regions([], [])
         self._fresh_vmas = True
         self._wall = self._before = 0
-        self._table(self.metadata)  # Arrow imports more with its first table: before the clock starts
         if self._tracker is not None:
             self._tracker.reset()
         self._wall = time.time_ns() - time.monotonic_ns()
@@ -124,7 +124,7 @@ class Recorder:
 
         Its time is that of the beginning of the scan. late_ns, missed: for the recorder's own timing error.
         """
-        if self._closed:
+        if self.ended is not None:
             raise ValueError("this recorder is closed")
         now = max(time.monotonic_ns(), self._last + 1)
         found = self._pagemap.scan(self._query) if self._tracker is None else self._tracker.collect()
@@ -222,9 +222,9 @@ class Recorder:
         stamp = self._schema.field("time").type
         return pa.table(
             [
-                pa.array(np.repeat(times, rows)).view(stamp),
-                *(pa.array(columns[name]) for name in ("start", "end", "categories")),
-                pa.array(np.repeat(begins, rows)).view(stamp),
+                from_numpy(stamp, np.repeat(times, rows)),
+                *(from_numpy(pa.uint64(), columns[name]) for name in ("start", "end", "categories")),
+                from_numpy(stamp, np.repeat(begins, rows)),
             ],
             schema=self._schema.with_metadata({METADATA_KEY: part.to_json()}),
         )
@@ -260,9 +260,9 @@ class Recorder:
 
     def close(self, ended: str = "stopped") -> None:
         """Writes what is left, as the last part, which says why the recording ended. Twice is once."""
-        if self._closed:
+        if self.ended is not None:
             return
-        self._closed = True
+        self.ended = ended
         try:
             with contextlib.suppress(OSError):
                 self._set_vmas(self._pagemap.vmas())

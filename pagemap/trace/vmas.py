@@ -10,7 +10,7 @@ import numpy as np
 from .. import regions
 from ..categories import REGION_DTYPE
 from ..maps import VmaTable
-from .metadata import arrow
+from .metadata import arrow, from_numpy
 
 VMA_COLUMNS = ("start", "end", "offset", "inode", "dev", "prot", "shared", "name")
 """The columns of a VMA file: as VMA_DTYPE, and the name (string; bytes that are not UTF-8 are escaped)."""
@@ -19,7 +19,9 @@ VMA_COLUMNS = ("start", "end", "offset", "inode", "dev", "prot", "shared", "name
 def to_arrow(vmas: VmaTable) -> Any:
     """A VmaTable as a pyarrow.Table of VMA_COLUMNS."""
     pa, array = arrow(), vmas.array
-    columns = {name: np.ascontiguousarray(array[name]) for name in VMA_COLUMNS[:-1]}
+    kinds = {name: pa.uint8() if name == "prot" else pa.uint64() for name in VMA_COLUMNS[:-2]}
+    columns = {name: from_numpy(kind, np.ascontiguousarray(array[name])) for name, kind in kinds.items()}
+    columns["shared"] = pa.array(array["shared"].tolist(), pa.bool_())
     names = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in vmas.names)
     return pa.table({**columns, "name": pa.array(list(names), pa.string())})
 

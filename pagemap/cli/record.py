@@ -1,0 +1,212 @@
+"""`pagemap record`: a series of samples into a trace, of a process or of a command that it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.status import Status
+
+from pagemap import Category, PageMap, Query, features, regions
+from pagemap.attach import attach
+from pagemap.errors import UnsupportedError
+
+from ._group import Failure, Unsupported
+from ._output import console, pages, size
+from ._params import ProcessId
+from ._series import Duration, open_trace, seconds
+
+if TYPE_CHECKING:
+    from pagemap.trace import Recorder
+
+
+@click.command(
+    short_help="Record which pages a process writes, over time.",
+    epilog="""\b
+Examples:
+  pagemap record $(pgrep -o redis) -o redis.trace
+  pagemap record -o job.trace -- python job.py --fast
+  pagemap record 1234 --interval 20ms --duration 10s
+  pagemap record 1234 --resident --interval 1s
+  pagemap report redis.trace             then look at it
+  pagemap heatmap redis.trace
+
+\b
+A trace is a directory of Parquet files: host=HOST/pid=PID/*.parquet. Several
+recordings may share one. Ctrl-C ends a recording in good order; of one that was
+killed, all but the last second or 1% can be read.
+Dirty pages need ptrace rights for a moment (the same user and
+kernel.yama.ptrace_scope 0, or sudo); --resident needs less.""",
+)
+@click.argument("what", nargs=-1, required=True, metavar="PID | -- COMMAND [ARGUMENT]…")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False),
+    default="pagemap.trace",
+    show_default=True,
+    metavar="FILE",
+    help="The trace: a directory, made when it is not there.",
+)
+@click.option(
+    "-i", "--interval", type=Duration(), default="100ms", show_default=True, help="Time between samples."
+)
+@click.option("-d", "--duration", type=Duration(), help="End after this time; a COMMAND is then terminated.")
+@click.option("--resident", is_flag=True, help="Record what is resident or swapped, not what is written.")
+def command(
+    what: tuple[str, ...], output: str, interval: float, duration: float | None, resident: bool
+) -> None:
+    """Samples a process, or a COMMAND that is started, until it ends, --duration is over, or Ctrl-C.
+
+    Each sample holds the pages that were written since the one before; with --resident, those that are
+    resident or swapped.
+    """
+    from pagemap.trace.metadata import arrow
+
+    try:
+        arrow()  # before the command starts: it would run unseen meanwhile
+    except ImportError as error:
+        raise Unsupported(str(error)) from error
+    child = None
+    if len(what) == 1 and (what[0] == "self" or what[0].isdigit()):
+        pid = ProcessId().convert(what[0], None, None)
+        if pid == os.getpid():
+            raise click.UsageError("a recording of the recorder says nothing: give another process")
+    else:
+        child = start(what)
+        pid = child.pid
+    ended: list[str] = []
+    try:
+        with stop_event() as stop:
+            finish = None if duration is None else time.monotonic() + duration
+            while True:
+                left = None if finish is None else max(finish - time.monotonic(), 0.0)
+                try:
+                    directory, why = record_once(pid, output, interval, left, resident, stop)
+                    ended.append(directory)
+                except ProcessLookupError:
+                    if child is None:
+                        raise
+                    if has_exited(child):
+                        raise Failure(f"{what[0]} had ended before there was a sample") from None
+                    continue
+                # A command that replaces itself by another (a shell's exec, an interpreter's launcher).
+                if why != "exited" or child is None or has_exited(child):
+                    break
+    finally:
+        if child is not None:
+            end(child)
+    out = console(sys.stderr)
+    tell(out, output, ended[-1])
+    if child is not None:
+        code = child.returncode
+        if code and not stop.is_set() and duration is None:
+            out.print(f"the command ended with {f'code {code}' if code > 0 else signal.Signals(-code).name}")
+    out.print(f"now: pagemap report {output}")
+
+
+def start(what: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(what)
+    except OSError as error:
+        raise Failure(f"cannot start {what[0]}: {error.strerror}") from error
+
+
+def has_exited(child: subprocess.Popen[bytes]) -> bool:
+    """Whether it is over; a process's memory goes a moment before the process does."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(0.2)
+    return child.returncode is not None
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Terminates the command, and kills it where that takes too long."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def stop_event() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def record_once(
+    pid: int, output: str, interval: float, duration: float | None, resident: bool, stop: threading.Event
+) -> tuple[str, str]:
+    """One recording: its directory, and why it ended."""
+    from pagemap import trace
+
+    wanted = Category.PRESENT | Category.SWAPPED
+    known = features().categories if features().scan else features().read_categories
+    query = Query(any_of=wanted, report=wanted | (Category.HUGE & known))
+    err = console(sys.stderr)
+    with contextlib.ExitStack() as stack:
+        try:
+            source: Any = stack.enter_context(PageMap(pid) if resident else attach(pid))
+        except UnsupportedError as error:
+            raise Unsupported(f"{error.strerror}; --resident works without") from error
+        on_sample = None
+        if err.is_terminal:
+            status = stack.enter_context(Status(f"recording process {pid}", console=err))
+            on_sample = show_progress(status, pid)
+        recorder = stack.enter_context(trace.Recorder(source, output, query=query, interval=interval))
+        recorder.run(duration, stop=stop, on_sample=on_sample)
+    return str(recorder.directory), recorder.ended or ""
+
+
+def show_progress(status: Status, pid: int) -> Callable[[Recorder, Any], None]:
+    """Says how far it is, five times a second."""
+    begin = shown = time.monotonic()
+
+    def on_sample(recorder: Recorder, found: Any) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < 0.2:
+            return
+        shown = now
+        what = "written in" if recorder.metadata.kind == "dirty" else "in"
+        status.update(
+            f"process {pid}: {seconds((now - begin) * 1e9)}, {recorder.timing.samples} samples,"
+            f" {pages(regions.page_count(found))} {what} the last (Ctrl-C ends)"
+        )
+
+    return on_sample
+
+
+def tell(out: Any, output: str, directory: str) -> None:
+    """What was recorded, and how well the time was kept."""
+    recording = max(open_trace(directory), key=lambda r: r.metadata.begin_ns)
+    timing = recording.timing
+    files = sum(part.path.stat().st_size for part in recording.parts)
+    mean = timing.late_sum_ns / max(timing.samples, 1)
+    length = seconds(recording.timeline.end_ns - recording.metadata.begin_ns)
+    out.print(
+        f"{output}: process {recording.pid} ({recording.name}), {timing.samples} samples in {length},"
+        f" {size(files)}; ended: {recording.ended}"
+    )
+    out.print(
+        f"samples were late by {seconds(mean)} on average, {seconds(timing.late_max_ns)} at most;"
+        f" {timing.missed} were left out; a scan took up to {seconds(timing.scan_max_ns)}"
+    )
