@@ -1,9 +1,9 @@
 """attach(): dirty tracking of a process that does not cooperate.
 
 A userfaultfd belongs to the memory of the process that creates it, whoever holds it. So one is created
-inside the target (src/attach.c: ptrace, two system calls single-stepped through its vdso, nothing
-patched), taken over, and used from here. Closing it, or the death of this process, leaves the target as
-it was.
+inside the target (src/inject.c: ptrace, two system calls made through the instruction that its vdso
+holds, nothing patched), taken over, and used from here. Closing it, or the death of this process,
+leaves the target as it was.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class Injection:
         return Descriptor(fd)
 
     def _explain(self, error: OSError) -> OSError:
-        detail = error.strerror
+        """The stages are those of src/inject.h: at which step it failed."""
+        stage, _, reason = error.strerror.partition(": ")
         if error.errno == errno.ESRCH:
-            return ProcessLookupError(errno.ESRCH, f"{process.why_no_memory(self.pid)} ({detail})")
-        if error.errno in (errno.EPERM, errno.EACCES):
-            return PermissionError(
-                error.errno,
-                f"may not attach to process {self.pid} ({detail}): that needs the same user and"
-                " kernel.yama.ptrace_scope 0, or CAP_SYS_PTRACE (try sudo), and nobody else tracing it;"
-                " see ptrace(2)",
+            return ProcessLookupError(errno.ESRCH, f"{process.why_no_memory(self.pid)} ({reason})")
+        text = f"cannot attach to process {self.pid}: {reason}"
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+            return UnsupportedError(text)
+        if stage == "seize" and isinstance(error, PermissionError):
+            text += (
+                "; it takes the same user and kernel.yama.ptrace_scope 0 (or to be its parent, with 1), or"
+                " CAP_SYS_PTRACE (try sudo): see ptrace(2)"
             )
-        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOEXEC):
-            return UnsupportedError(f"cannot attach to process {self.pid}: {detail}")
-        return OSError(error.errno, f"cannot attach to process {self.pid}: {detail}")
+        return OSError(error.errno, text)
 
 
 def attach(pid: SupportsIndex, *, granularity: Granularity = "native", mode: TrackMode = "write") -> Tracker:
@@ -62,10 +62,12 @@ def attach(pid: SupportsIndex, *, granularity: Granularity = "native", mode: Tra
     or replaces its program (execve), collect() raises ProcessLookupError.
 
     Needs what ptrace needs: the same user and kernel.yama.ptrace_scope 0 (or to be its parent), or
-    CAP_SYS_PTRACE. Not for this process itself: that is track().
+    CAP_SYS_PTRACE; for a process with a seccomp filter CAP_SYS_ADMIN. Not for this process itself: that
+    is track().
 
-    granularity, mode: see track(). Raises ProcessLookupError, PermissionError, UnsupportedError (a
-    seccomp filter, a 32-bit process, no vdso), ValueError; the target is then as it was before.
+    granularity, mode: see track(). Raises ProcessLookupError, PermissionError (also for a process that
+    is traced already), UnsupportedError (a 32-bit process, no vdso), TimeoutError (a process that does not
+    stop), TypeError, ValueError; the target is then as it was before.
     """
     number = process.check_pid(pid)
     if number == os.getpid():

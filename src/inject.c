@@ -22,6 +22,8 @@
  */
 #include "inject_private.h"
 
+#ifdef INJECT_SUPPORTED
+
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -218,3 +220,5 @@ inject_userfaultfd(pid_t pid, long flags, struct inject_result *out)
     }
     return error;
 }
+
+#endif

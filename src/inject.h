@@ -2,9 +2,14 @@
 #ifndef PAGEMAP_INJECT_H
 #define PAGEMAP_INJECT_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+#if defined(__x86_64__) || (defined(__aarch64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+#define INJECT_SUPPORTED
+#endif
 
 /* The step that failed; for Python the same in lower case. */
 enum inject_stage {
@@ -27,6 +32,17 @@ struct inject_result {
 };
 
 /* 0, or -errno with `stage` and `why` set; then the target is as it was, or it has died by itself. */
+#ifdef INJECT_SUPPORTED
 int inject_userfaultfd(pid_t pid, long flags, struct inject_result *out);
+#else
+static inline int
+inject_userfaultfd(pid_t pid, long flags, struct inject_result *out)
+{
+    (void)pid;
+    (void)flags;
+    *out = (struct inject_result){-1, 0, INJECT_TARGET, "not on this architecture: x86-64 and aarch64 only"};
+    return -EOPNOTSUPP;
+}
+#endif
 
 #endif

@@ -12,6 +12,8 @@
  */
 #include "inject_private.h"
 
+#ifdef INJECT_SUPPORTED
+
 #include <string.h>
 
 #ifndef PTRACE_GETSIGMASK
@@ -245,3 +247,5 @@ inject_stopped(struct injection *in)
     }
     return error;
 }
+
+#endif

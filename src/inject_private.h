@@ -7,6 +7,7 @@
 #endif
 
 #include "inject.h"
+#ifdef INJECT_SUPPORTED
 #include "inject_arch.h"
 
 #include <signal.h>
@@ -72,5 +73,7 @@ int inject_run_to_syscall_stop(struct injection *in, int64_t timeout);
 
 /* inject_call.c: the whole of what happens between the stop and the release. */
 int inject_stopped(struct injection *in);
+
+#endif
 
 #endif

@@ -6,6 +6,8 @@
  */
 #include "inject_private.h"
 
+#ifdef INJECT_SUPPORTED
+
 #include <string.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -146,3 +148,5 @@ inject_run_to_syscall_stop(struct injection *in, int64_t timeout)
     return timed_out ? -ETIMEDOUT
                      : -EFAULT; /* the borrowed instruction itself faulted: its signal is dropped */
 }
+
+#endif

@@ -4,6 +4,8 @@
  */
 #include "inject_private.h"
 
+#ifdef INJECT_SUPPORTED
+
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -326,3 +328,5 @@ inject_release_target(struct inject_target *target)
         close(target->pidfd);
     }
 }
+
+#endif
