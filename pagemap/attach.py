@@ -36,7 +36,7 @@ class Injection:
 
     def _explain(self, error: OSError) -> OSError:
         """The stages are those of src/inject.h: at which step it failed."""
-        stage, _, reason = error.strerror.partition(": ")
+        stage, _, reason = (error.strerror or "").partition(": ")
         if error.errno == errno.ESRCH:
             return ProcessLookupError(errno.ESRCH, f"{process.why_no_memory(self.pid)} ({reason})")
         text = f"cannot attach to process {self.pid}: {reason}"

@@ -86,10 +86,10 @@ take_vma(cursor *c, const char *text, vma_record *out)
     if (!take_number(c, 16, &out->start) || !take_char(c, '-') || !take_number(c, 16, &out->end) ||
         !take_char(c, ' ') || !take_flag(c, 'r', '-', PROT_READ, &out->prot) ||
         !take_flag(c, 'w', '-', PROT_WRITE, &out->prot) || !take_flag(c, 'x', '-', PROT_EXEC, &out->prot) ||
-        !take_flag(c, 's', 'p', 1, &out->shared) || !take_char(c, ' ') ||
-        !take_number(c, 16, &out->offset) || !take_char(c, ' ') || !take_number(c, 16, &major) ||
-        !take_char(c, ':') || !take_number(c, 16, &minor) || !take_char(c, ' ') ||
-        !take_number(c, 10, &out->inode) || out->end <= out->start) {
+        !take_flag(c, 's', 'p', 1, &out->shared) || !take_char(c, ' ') || !take_number(c, 16, &out->offset) ||
+        !take_char(c, ' ') || !take_number(c, 16, &major) || !take_char(c, ':') ||
+        !take_number(c, 16, &minor) || !take_char(c, ' ') || !take_number(c, 10, &out->inode) ||
+        out->end <= out->start) {
         return false;
     }
     out->dev = makedev((unsigned)major, (unsigned)minor);
@@ -136,7 +136,8 @@ pagemap_parse_maps(PyObject *Py_UNUSED(module), PyObject *text)
         if (!valid) {
             break;
         }
-        /* The text is no snapshot: a VMA that grew or merged between two reads may overlap its predecessor. */
+        /* The text is no snapshot: a VMA that grew or merged between two reads may overlap its predecessor.
+         */
         if (vma.end <= floor) {
             continue;
         }
@@ -222,8 +223,8 @@ pagemap_read_maps(PyObject *Py_UNUSED(module), PyObject *fd_object)
     return result;
 }
 
-/* query_vma(fd, address) -> (start, end, page_size, inode) of the VMA that covers the address or follows it, or
- * None: PROCMAP_QUERY */
+/* query_vma(fd, address) -> (start, end, page_size, inode) of the VMA that covers the address or follows it,
+ * or None: PROCMAP_QUERY */
 PyObject *
 pagemap_query_vma(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
@@ -247,9 +248,9 @@ pagemap_query_vma(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    return tuple_of(
-        (PyObject *[]){PyLong_FromUnsignedLongLong(query.vma_start), PyLong_FromUnsignedLongLong(query.vma_end),
-                       PyLong_FromUnsignedLongLong(query.vma_page_size),
-                       PyLong_FromUnsignedLongLong(query.inode)},
-        4);
+    return tuple_of((PyObject *[]){PyLong_FromUnsignedLongLong(query.vma_start),
+                                   PyLong_FromUnsignedLongLong(query.vma_end),
+                                   PyLong_FromUnsignedLongLong(query.vma_page_size),
+                                   PyLong_FromUnsignedLongLong(query.inode)},
+                    4);
 }
