@@ -36,6 +36,7 @@ from .query import Query
 from .scanner import FIRST, PageMap
 from .softdirty import SoftDirtyTracker
 from .tracking import NOTHING, Regions, Tracker, union
+from .swapped import SWAPPED, without_markers
 from .uffd import MODES, REFUSALS, Userfault, new_descriptor
 from .walk import HUGE, IoctlWalk, regions_of
 
@@ -272,11 +273,14 @@ class DirtyTracker(Tracker):
             self._gather()
         else:
             self._check_bounds(self._bounds, whole)
+            swapped = self._scan(SWAPPED, whole.copied)  # now, as there are no markers yet
             for start, end in zip(self._bounds["start"].tolist(), self._bounds["end"].tolist(), strict=True):
                 self._uffd.protect(start, end)
             if self._split_huge:
                 self._split(whole.plain)
             self._resident = self._residency(whole)
+            if len(swapped):
+                self._resident["copied"] = union(self._resident["copied"], swapped)
         self._stage = self._found = NOTHING
 
     def _check_bounds(self, bounds: Regions, whole: Layout) -> None:
@@ -308,8 +312,8 @@ class DirtyTracker(Tracker):
             self._split(regions.relabel(regions.intersection(dense, whole.plain), 0))
             self._accept()
         # After the walk: what is populated later is reported by the next walk itself.
-        resident = self._residency(whole)
-        self._found = union(self._found, self._dropped(whole, resident))
+        dropped, resident = self._dropped(whole, self._found)
+        self._found = union(self._found, dropped)
         self._resident = resident
 
     def _gather_sparse(self, plain: Regions) -> None:
@@ -323,7 +327,7 @@ class DirtyTracker(Tracker):
             self._walk(fresh, reset=True)
             if self._split_huge:
                 self._split(fresh)
-            populated = self._scan(_POPULATED, fresh)
+            populated = union(self._scan(_RESIDENT, fresh), self._swapped(fresh))
             self._found = union(self._found, self._labelled(regions.intersection(self._stage, populated)))
             self._stage = NOTHING
         self._hull = union(hull, fresh)
@@ -365,12 +369,34 @@ class DirtyTracker(Tracker):
             watched["plain"] = (_POPULATED, whole.plain)
         return {name: self._scan(query, ranges) for name, (query, ranges) in watched.items() if len(ranges)}
 
-    def _dropped(self, whole: Layout, resident: dict[str, Regions]) -> Regions:
-        """Pages that lost their content since the last round, and are still mapped."""
+    def _swapped(self, ranges: Regions) -> Regions:
+        """Pages in swap; with them, where this user may not see more, markers on protected holes."""
+        found = self._scan(SWAPPED, ranges)
+        return without_markers(self._pagemap, found) if len(found) and features().pfn else found
+
+    def _dropped(self, whole: Layout, written: Regions) -> tuple[Regions, dict[str, Regions]]:
+        """Pages that lost their content since the last round and are still mapped; what to watch in the next.
+
+        An own copy in swap still has its content. Where it looks like a dropped one, it is reported, and
+        watched until it is seen again: it may be dropped at any time.
+        """
+        resident = self._residency(whole)
         gone = NOTHING
         for name, before in self._resident.items():
             gone = union(gone, regions.difference(before, resident.get(name, NOTHING)))
-        return self._labelled(regions.intersection(gone, whole.everything())) if len(gone) else gone
+        if "copied" in resident:
+            certain = features().pfn
+            copies = self._resident.get("copied", NOTHING)
+            if certain or not self._sparse:  # else `written` has markers in it
+                copies = union(copies, regions.relabel(regions.intersection(written, whole.copied), 0))
+            away = regions.difference(copies, resident["copied"])
+            swapped = regions.intersection(self._swapped(away), away)
+            if certain:
+                gone = regions.difference(gone, swapped)
+            resident["copied"] = union(resident["copied"], swapped)
+        if len(gone):
+            gone = self._labelled(regions.intersection(gone, whole.everything()))
+        return gone, resident
 
     def _look(self) -> Regions:
         self._accept()
@@ -383,7 +409,7 @@ class DirtyTracker(Tracker):
             seen = union(seen, self._labelled(self._scan(_POPULATED, holes)))
         if len(whole.opaque):
             seen = union(seen, self._labelled(self._scan(_POPULATED, whole.opaque)))
-        return union(seen, self._dropped(whole, self._residency(whole)))
+        return union(seen, self._dropped(whole, seen)[0])
 
     def _release(self) -> None:
         self._uffd.close()

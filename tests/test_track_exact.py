@@ -1,4 +1,4 @@
-"""On quiet memory, the pages reported are the pages written: for every kind of memory, in any order of things."""
+"""On quiet memory, the pages reported are the pages written: every kind of memory, any order of things."""
 
 import random
 
@@ -72,7 +72,7 @@ STEPS = st.lists(
 @pytest.mark.parametrize("kind", SMALL_PAGES)
 @given(steps=STEPS)
 def test_any_order_of_things(kind, steps):
-    """Against a model: what must be reported, and what may be (a dropped page that held nothing of its own)."""
+    """Against a model: what must be reported, and what may be (dropped, but the content is the same)."""
     with SMALL_PAGES[kind]() as memory, pagemap.track(bounds(memory)) as tracker:
         must, may = set(), set()
         for step, what in [*steps, ("collect", None)]:

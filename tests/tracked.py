@@ -1,5 +1,6 @@
 """Memory to be tracked, of every kind, and the answers of trackers as sets of page numbers."""
 
+import ctypes
 import mmap
 import os
 import tempfile
@@ -108,6 +109,24 @@ def pages_in(found, memory):
 def whole(*huge_pages):
     """The pages that make up some huge pages."""
     return {page for number in huge_pages for page in range(number * 512, number * 512 + 512)}
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
+_libc.mremap.restype = ctypes.c_void_p
+_MAYMOVE_FIXED = 3
+
+
+def remap(source, length, to):
+    """Moves a mapping to a given address, over what is there."""
+    if _libc.mremap(source, length, length, _MAYMOVE_FIXED, to) != to:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def view(memory, first, count):
+    """Some of its pages as a writable buffer."""
+    return (ctypes.c_char * (count * PAGE)).from_address(memory.at(first))
 
 
 def new_mmap(pages, **arguments):

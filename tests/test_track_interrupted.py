@@ -1,0 +1,130 @@
+"""Ctrl-C at any moment of a collect() loses nothing: what was found before it is in the next answer."""
+
+import sys
+
+import children
+import pytest
+from memory import Memory
+from tracked import bounds, huge, pages_in
+
+import pagemap
+
+
+class Strike(Exception):
+    pass
+
+
+class Strikes:
+    """Raises where CPython looks for signals: as a function begins, and as one written in C returns.
+
+    The first comes at such a place number `first`; the second, if any, at number `second` from there on.
+    """
+
+    def __init__(self, first, second=None):
+        self.first, self.second = first, second
+        self.left = first
+
+    def _profile(self, frame, event, argument):
+        if event in ("call", "c_return"):
+            self.left -= 1
+            if self.left < 0:
+                raise Strike  # which ends the profiling, too
+
+    def _trace(self, frame, event, argument):
+        if event == "exception" and argument[0] is Strike and self.second is not None:
+            self.left, self.second = self.second, None
+            sys.setprofile(self._profile)
+        frame.f_trace_lines = False
+        return self._trace
+
+    def hit(self, function, *arguments):
+        """(answer, None), or (None, Strike)."""
+        try:
+            sys.settrace(None if self.second is None else self._trace)
+            sys.setprofile(self._profile)
+            try:
+                return function(*arguments), None
+            finally:
+                sys.setprofile(None)
+                sys.settrace(None)
+        except Strike as strike:
+            sys.setprofile(None)
+            sys.settrace(None)
+            return None, strike
+
+
+MADE = {
+    "plain": (lambda: Memory(64), "native", None),
+    "budget": (lambda: Memory(64), "native", 2),
+    "split": (lambda: huge(1), "page", None),
+}
+
+
+# Struck in a destructor, or before a file was closed: said by warnings.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("made", MADE)
+def test_struck_at_every_place(need, made, twice):
+    make, granularity, budget = MADE[made]
+    need("wp_async")
+    with make() as memory, pagemap.track(bounds(memory), granularity=granularity) as tracker:
+        first, struck = 0, True
+        while struck:
+            written = {first % 50, 55, 60 + first % 3}
+            memory.write(*written)
+            second = first * 7 % 6 if twice else None
+            answer, struck = Strikes(first, second).hit(tracker.collect, budget)
+            seen = set() if struck else pages_in(answer, memory)
+            seen |= pages_in(tracker.collect(), memory)
+            assert seen >= written, (first, second, written - seen)
+            first += 1
+        assert first > 20
+        assert pages_in(tracker.collect(), memory) == set()
+
+
+CODE = """
+import random, signal, sys
+import pagemap
+from memory import Memory
+from tracked import bounds, pages_in
+
+pick = random.Random(5)
+
+class Strike(Exception):
+    pass
+
+def strike(number, frame):
+    global strikes
+    if armed:
+        strikes += 1
+        signal.setitimer(signal.ITIMER_REAL, pick.uniform(1e-6, 60e-6))
+        raise Strike
+
+armed, strikes = False, 0
+signal.signal(signal.SIGALRM, strike)
+with Memory(4096) as memory, pagemap.track(bounds(memory)) as tracker:
+    for number in range(250):
+        written = set(pick.sample(range(memory.pages), pick.choice([1, 40, 900])))
+        memory.write(*written)
+        seen = []
+        for attempt in range(4):
+            try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, pick.uniform(1e-6, 400e-6))
+                seen.append(tracker.collect({budget}))
+            except Strike:
+                pass
+            finally:
+                armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        seen.append(tracker.collect())
+        assert written <= set().union(*(pages_in(found, memory) for found in seen))
+print(strikes)
+"""
+
+
+@pytest.mark.parametrize("budget", [None, 50])
+def test_struck_by_real_signals(need, budget):
+    need("wp_async")
+    strikes = int(children.run(CODE.format(budget=budget)))
+    assert strikes > 50
