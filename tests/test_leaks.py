@@ -91,6 +91,10 @@ CALLED = {
     "entries": lambda pm, area: pm.entries(**area),
     "a new PageMap": lambda pm, _: opened(pm),
     "the raw call": lambda pm, area: raw(pm, area, VEC),
+    "numbers that are no int": lambda pm, _: refused(
+        lambda: pagemap.pagemap_scan(pm, np.uint64(1 << 40), np.int64(1 << 50), flags=np.uint64(1 << 63)),
+        OSError,
+    ),
     "a RegionBuffer": lambda *_: grown(),
     "a bad range": lambda pm, _: refused(lambda: pm.scan(start=1), ValueError),
     "a bad query": lambda pm, _: refused(lambda: pm.scan(Query(1 << 40)), OSError),
@@ -115,15 +119,14 @@ def test_ten_thousand_calls(place, name):
     gc.collect()
     tracked = len(gc.get_objects())
     blocks = sys.getallocatedblocks()
-    references = [
-        sys.getrefcount(thing) for thing in (VEC, Query.PRESENT, place[0], pagemap.REGION_DTYPE, None)
-    ]
+    things = (VEC, Query.PRESENT, place[0], pagemap.REGION_DTYPE, _pagemap.RegionBuffer, _pagemap, None)
+    references = [sys.getrefcount(thing) for thing in things]
     files = descriptors()
     assert least_growth(lambda: call(*place), count) < SLACK
     assert descriptors() == files
     assert abs(sys.getallocatedblocks() - blocks) < count // 10
     assert len(gc.get_objects()) - tracked < 100
-    after = [sys.getrefcount(thing) for thing in (VEC, Query.PRESENT, place[0], pagemap.REGION_DTYPE, None)]
+    after = [sys.getrefcount(thing) for thing in things]
     assert all(abs(b - a) < 100 for a, b in zip(references, after, strict=True)), (references, after)
 
 

@@ -76,7 +76,9 @@ def _selection(roles):
 
 
 selections = st.lists(
-    st.sampled_from([*RULES, *[None] * 9]), min_size=len(witness.NAMES), max_size=len(witness.NAMES)
+    st.sampled_from([*RULES, *["any_of"] * 2, *[None] * 7]),
+    min_size=len(witness.NAMES),
+    max_size=len(witness.NAMES),
 ).map(_selection)
 
 
@@ -162,7 +164,7 @@ def test_decoding_entries_is_the_rule_on_each(data):
             address += witness.PAGE
     selection = data.draw(selections)
     require, exclude, any_of = (selection[rule] for rule in RULES)
-    report = data.draw(categories)
+    report = data.draw(categories) & data.draw(categories)
     max_pages = data.draw(st.integers(0, 20))
     room = data.draw(st.integers(1, 12))
     vec = np.zeros(room, pagemap.REGION_DTYPE)
