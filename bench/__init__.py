@@ -1,1 +1,1 @@
-"""Benchmarks: this library next to the alternatives, on the same memory, in one run. See docs/benchmarks.md."""
+"""Benchmarks: this library and the alternatives, on the same memory, in one run: docs/benchmarks.md."""

@@ -78,7 +78,13 @@ _entries = np.zeros(CHUNK, np.uint64)
 
 
 def scan(
-    fd: int, start: int, end: int, masks: tuple[int, ...], flags: int = 0, vec: npt.NDArray[Any] = warm
+    fd: int,
+    start: int,
+    end: int,
+    masks: tuple[int, ...],
+    flags: int = 0,
+    vec: npt.NDArray[Any] = warm,
+    times: int = 1,
 ) -> Callable[[], int]:
     return bind(
         "scan",
@@ -89,18 +95,15 @@ def scan(
         Masks(*masks),
         address(vec),
         U64(len(vec)),
-        None,
+        ctypes.c_long(times),
     )
 
 
 def scan_one(fd: int, start: int, masks: tuple[int, ...], times: int) -> Callable[[], int]:
-    return bind(
-        "scan_one", ctypes.c_int(fd), U64(start), Masks(*masks), address(warm), ctypes.c_long(times)
-    )
+    return bind("scan_one", ctypes.c_int(fd), U64(start), Masks(*masks), address(warm), ctypes.c_long(times))
 
 
 def pread(fd: int, start: int, end: int, vec: npt.NDArray[Any] = warm) -> Callable[[], int]:
-    pages = U64()
     return bind(
         "pread",
         ctypes.c_int(fd),
@@ -110,7 +113,6 @@ def pread(fd: int, start: int, end: int, vec: npt.NDArray[Any] = warm) -> Callab
         U64(CHUNK),
         address(vec),
         U64(len(vec)),
-        ctypes.byref(pages),
     )
 
 
@@ -118,10 +120,9 @@ def pread_one(fd: int, start: int, times: int) -> Callable[[], int]:
     return bind("pread_one", ctypes.c_int(fd), U64(start), address(_entries), ctypes.c_long(times))
 
 
-def mincore(start: int, end: int, residency: npt.NDArray[np.uint8]) -> Callable[[], int]:
-    pages = U64()
+def mincore(start: int, end: int, residency: npt.NDArray[np.uint8], times: int = 1) -> Callable[[], int]:
     return bind(
-        "mincore", U64(start), U64(end), address(residency), U64(len(residency)), ctypes.byref(pages)
+        "mincore", U64(start), U64(end), address(residency), U64(len(residency)), ctypes.c_long(times)
     )
 
 
@@ -131,9 +132,7 @@ def touch(start: int, end: int, step: int = 1, value: int = 1) -> int:
 
 
 def maps(fd: int, text: npt.NDArray[np.uint8], vmas: npt.NDArray[Any]) -> Callable[[], int]:
-    return bind(
-        "maps", ctypes.c_int(fd), address(text), U64(len(text)), address(vmas), U64(len(vmas))
-    )
+    return bind("maps", ctypes.c_int(fd), address(text), U64(len(text)), address(vmas), U64(len(vmas)))
 
 
 class Barrier:

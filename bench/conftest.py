@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from pagemap import PageMap
 
-from .alternatives import Alternative, Spans
+from .alternatives import Alternative
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,12 +27,12 @@ class Scale:
     quick: bool
 
     def size(self, nbytes: int) -> int:
-        return nbytes // 16 if self.quick else nbytes
+        return nbytes // 32 if self.quick else nbytes
 
     @property
     def seconds(self) -> float:
         """What a pair may take."""
-        return 0.25 if self.quick else 2.5
+        return 0.12 if self.quick else 2.5
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +66,20 @@ def same_answer(ours: Alternative, other: Alternative) -> None:
     np.testing.assert_array_equal(a, b, err_msg=f"{ours.name} and {other.name} differ")
 
 
+_peaks: list[dict[str, Any]] = []
+
+
+@pytest.fixture(scope="session")
+def peaks() -> list[dict[str, Any]]:
+    return _peaks
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    output_json["peaks"] = _peaks
+
+
 Pair = Callable[..., dict[str, Any]]
-MIN_ROUNDS, MAX_ROUNDS = 5, 400
+MIN_ROUNDS, MAX_ROUNDS = 3, 400
 
 
 @pytest.fixture
@@ -110,7 +122,9 @@ def pair(benchmark: BenchmarkFixture, scale: Scale) -> Pair:
         mine.clear()
         gc.collect()
         benchmark.group = group
-        benchmark.pedantic(other.run, setup=turn, rounds=rounds, iterations=1, warmup_rounds=1)
+        pedantic: Callable[..., object] = benchmark.pedantic
+        pedantic(other.run, setup=turn, rounds=rounds, iterations=1, warmup_rounds=1)
+        assert benchmark.stats is not None
         theirs = [t / other.part for t in benchmark.stats.stats.data]
         mine = mine[-len(theirs) :]
         benchmark.extra_info.update(
@@ -126,5 +140,3 @@ def pair(benchmark: BenchmarkFixture, scale: Scale) -> Pair:
         return benchmark.extra_info
 
     return run
-
-
