@@ -35,8 +35,8 @@ from .maps import Vma, VmaTable
 from .query import Query
 from .scanner import FIRST, PageMap
 from .softdirty import SoftDirtyTracker
-from .tracking import NOTHING, Regions, Tracker, union
 from .swapped import SWAPPED, without_markers
+from .tracking import NOTHING, Regions, Tracker, union
 from .uffd import MODES, REFUSALS, Userfault, new_descriptor
 from .walk import HUGE, IoctlWalk, regions_of
 
@@ -219,7 +219,7 @@ class DirtyTracker(Tracker):
                 # Pages may have been reset before the error, and their count is lost: all of them, then.
                 self._stage = union(self._stage, self._labelled(ranges))
             raise self._pagemap._explain(error) from error
-        self._salvage()
+        self._finish()
 
     def _spill(self) -> None:
         """Moves a full buffer behind what is already in the overflow, which grows by huge pages."""
@@ -232,23 +232,33 @@ class DirtyTracker(Tracker):
         overflow.append(length, buffer, 0, count)
         buffer.clear()
 
+    def _finish(self) -> None:
+        """What a whole walk found is staged."""
+        buffer = self._buffer
+        if self._overflow is not None:
+            self._spill()
+            self._stage = union(self._stage, regions_of(self._overflow, self._overflow.length))
+            self._overflow = None
+        elif buffer.length:
+            self._stage = union(self._stage, regions_of(buffer, buffer.length).copy())
+            buffer.clear()
+
     def _salvage(self) -> None:
-        """Moves what the last walk left in the buffers to _stage, be it that an interrupt ended the walk.
+        """The same for what an interrupt left, be it in the middle of a walk or of _finish().
 
         The lengths are the buffers' own word: an interrupt may strike between the kernel's answer and
-        ours, and even between the copy of regions and their removal, which reports them twice.
+        ours. Between the copy of regions and their removal, it makes them stand there twice.
         """
         overflow, buffer = self._overflow, self._buffer
         if overflow is not None:
-            if buffer.length and not buffer.exports and not overflow.exports:
-                self._spill()
-            self._stage = union(self._stage, regions_of(overflow, overflow.length))
+            left = np.concatenate([regions_of(overflow, overflow.length), regions_of(buffer, buffer.length)])
+            self._stage = union(self._stage, regions.coalesce(left))
             self._overflow = None
-        if buffer.length:
+        elif buffer.length:
             self._stage = union(self._stage, regions_of(buffer, buffer.length).copy())
-        if buffer.exports:  # an interrupt came when there was a view, and its traceback holds it
+        if buffer.exports:  # a traceback holds a view
             self._buffer = _pagemap.RegionBuffer(FIRST)
-        else:
+        elif buffer.length:
             buffer.clear()
 
     def _accept(self) -> None:

@@ -53,10 +53,17 @@ class Strikes:
             return None, strike
 
 
+def small_buffers(monkeypatch):
+    """What a walk finds does not fit: it moves on to a second buffer, which grows."""
+    monkeypatch.setattr(pagemap.tracker, "FIRST", 4)
+    monkeypatch.setattr(pagemap.tracker, "HUGE_REGIONS", 8)
+
+
 MADE = {
     "plain": (lambda: Memory(64), "native", None),
     "budget": (lambda: Memory(64), "native", 2),
     "split": (lambda: huge(1), "page", None),
+    "overflow": (lambda: Memory(64), "native", None),
 }
 
 
@@ -64,13 +71,17 @@ MADE = {
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("made", MADE)
-def test_struck_at_every_place(need, made, twice):
+def test_struck_at_every_place(need, monkeypatch, made, twice):
     make, granularity, budget = MADE[made]
     need("wp_async")
+    if made == "overflow":
+        small_buffers(monkeypatch)
     with make() as memory, pagemap.track(bounds(memory), granularity=granularity) as tracker:
         first, struck = 0, True
         while struck:
             written = {first % 50, 55, 60 + first % 3}
+            if made == "overflow":
+                written |= set(range(first % 2, 50, 2))
             memory.write(*written)
             second = first * 7 % 6 if twice else None
             answer, struck = Strikes(first, second).hit(tracker.collect, budget)
