@@ -37,3 +37,12 @@ fuzz: $(STAMP)
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) pagemap/_pagemap*.so
+
+# The result is build/docs/index.html. The package itself stands installed already: only what the extra names is fetched.
+.PHONY: docs
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pagemap-scan[docs]'
+	touch $@
