@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import _pagemap
-from .walk import Walk
+from .categories import REGION_DTYPE
+from .walk import HUGE, Walk
 
 
 class _Part(NamedTuple):
@@ -65,7 +66,8 @@ def scan_parallel(
     The buffer is `spare` where they fit. An error of any walk ends the others after their present walk.
     """
     queue = deque(enumerate(walks))
-    workers = [_Worker(queue, _pagemap.RegionBuffer(spare.capacity)) for _ in range(min(threads, len(walks)))]
+    buffers = (_pagemap.RegionBuffer(HUGE // REGION_DTYPE.itemsize) for _ in range(min(threads, len(walks))))
+    workers = [_Worker(queue, buffer) for buffer in buffers]
     helpers = [threading.Thread(target=worker.run, name="pagemap") for worker in workers[1:]]
     started = []
     try:
