@@ -124,7 +124,7 @@ def bars(
     """Horizontal bars, nanoseconds, each with its number."""
     figure, axes = plt.subplots(figsize=(9.5, 1.1 + 0.42 * len(groups) * (len(series) + 1)))
     position, ticks = 0.0, []
-    for g, group in enumerate(groups):
+    for g in range(len(groups)):
         first = position
         for label, (colour, values) in series.items():
             axes.barh(position, values[g], color=colour, height=0.85)
