@@ -144,7 +144,7 @@ def test_dirty_pages_of_another_process(tmp_path, need):
     vma = recording.vmas[recording.vmas.find(start)]
     assert vma.end >= start + 64 * PAGE_SIZE
     assert recording.name.startswith("python")
-    assert any("[stack]" == name for name in recording.vmas.names)
+    assert any(name == "[stack]" for name in recording.vmas.names)
     timing = recording.timing
     assert timing.samples + timing.missed == 30
     assert 0 < timing.late_sum_ns / timing.samples <= timing.late_max_ns < 10**9
@@ -276,7 +276,7 @@ def test_several_processes_by_glob(tmp_path):
         assert {r.pid for r in found} == pids
         assert all(len(r.vmas) for r in found)
     assert trace.open(f"{tmp_path}/t/host=*/pid={one.pid}").only().pid == one.pid
-    with pytest.raises(ValueError, match="does not begin|cannot follow|begins at"):
+    with pytest.raises(ValueError, match=r"cannot follow|differ"):
         analysis.dirty_rate([chunk for r in found for chunk in r])
 
 
@@ -295,14 +295,13 @@ def test_vmas_that_change(tmp_path):
             kept.pop().close()
             print("gone", flush=True)
     """
-    with children.target(code) as target:
-        with trace.Recorder(target.pid, tmp_path) as recorder:
-            recorder.sample()
-            first = int(target.ask("map"))
-            recorder.sample()
-            recorder._flush()
-            target.ask("unmap")
-            recorder.sample()
+    with children.target(code) as target, trace.Recorder(target.pid, tmp_path) as recorder:
+        recorder.sample()
+        first = int(target.ask("map"))
+        recorder.sample()
+        recorder._flush()
+        target.ask("unmap")
+        recorder.sample()
     recording = trace.open(tmp_path).only()
     index = recording.vmas.find(first)
     assert index is not None
