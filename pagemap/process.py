@@ -62,17 +62,25 @@ def _stat_fields(pid: int) -> list[str]:
         return stat.read().rpartition(")")[2].split()
 
 
-def why_no_memory(pid: int) -> str:
-    """Why a process that may exist has no address space, in words."""
+def _never_memory(pid: int) -> str | None:
+    """Why there is no address space behind a pid, for whomever asks; None where there may be one."""
     try:
         fields = _stat_fields(pid)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return f"process {pid} does not exist"
+    except OSError:  # hidden from this user (hidepid)
+        return None
     if int(fields[6]) & PF_KTHREAD:
         return f"process {pid} is a kernel thread: it has no memory of its own"
     if fields[0] in ("Z", "X"):
         return f"process {pid} is a zombie: it has exited, and its memory is gone"
-    return f"process {pid} has no memory: it has exited or replaced its program (execve)"
+    return None
+
+
+def why_no_memory(pid: int) -> str:
+    """Why a process that may exist has no address space, in words."""
+    gone = f"process {pid} has no memory: it has exited or replaced its program (execve)"
+    return _never_memory(pid) or gone
 
 
 def open_proc(pid: int, *names: str) -> list[Descriptor]:
@@ -87,5 +95,8 @@ def open_proc(pid: int, *names: str) -> list[Descriptor]:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise ProcessLookupError(errno.ESRCH, why_no_memory(pid), path) from error
+        # The kernel also refuses an ordinary user what nobody can have: a zombie's files belong to root.
+        if error.errno in (errno.EPERM, errno.EACCES) and (why := _never_memory(pid)):
+            raise ProcessLookupError(errno.ESRCH, why, path) from error
         raise errors.explain(error, pid, path) from error
     return opened
