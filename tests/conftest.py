@@ -3,14 +3,20 @@
 import contextlib
 import functools
 import os
+from pathlib import Path
 
 import machine
 import pytest
 from hypothesis import HealthCheck, settings
 
-_SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-settings.register_profile("quick", max_examples=100, deadline=None, suppress_health_check=_SLOW)
-settings.register_profile("thorough", max_examples=5000, deadline=None, suppress_health_check=_SLOW)
+_COMMON = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+if not os.access(Path(__file__).parent.parent, os.W_OK):
+    _COMMON["database"] = None  # a read-only tree: no place for the examples that failed
+settings.register_profile("quick", max_examples=100, **_COMMON)
+settings.register_profile("thorough", max_examples=5000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 _probe = functools.cache(lambda name: machine.PROBES[name]())

@@ -58,8 +58,6 @@ def test_a_kernel_thread(engine):
         pytest.skip("process 2 is not visible here")
     if not int(fields[6]) & 0x00200000:
         pytest.skip("process 2 is no kernel thread here")
-    if os.geteuid() != 0:
-        pytest.skip("needs root: others may not even ask")
     with pytest.raises(ProcessLookupError, match="process 2 is a kernel thread: it has no memory"):
         PageMap(2, engine=engine)
 
@@ -92,6 +90,31 @@ assert len(os.listdir("/proc/self/fd")) == before
             target.pid,
         )
         assert target.ask("still there") == "still there"
+
+
+def test_what_has_no_memory_is_told_without_privilege_too(need):
+    """A zombie and a kernel thread are refused for another reason than root's process is."""
+    need("root")
+    children.run(
+        children.BECOME_NOBODY
+        + """
+from pathlib import Path
+zombie = os.fork()
+if zombie == 0:
+    os._exit(0)
+os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+asked = {zombie: "zombie"}
+if int(Path("/proc/2/stat").read_text().rpartition(")")[2].split()[6]) & 0x200000:
+    asked[2] = "kernel thread"
+for pid, word in asked.items():
+    try:
+        pagemap.PageMap(pid)
+    except ProcessLookupError as error:
+        assert word in str(error), error
+    else:
+        raise AssertionError(pid)
+"""
+    )
 
 
 def test_ones_own_process_without_privilege(need):

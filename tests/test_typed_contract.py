@@ -34,7 +34,13 @@ def test_stubtest(tmp_path):
         check=False,
         timeout=110,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "MYPYPATH": str(tmp_path)},
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(
+                os.pathsep
+            ),
+            "MYPYPATH": str(tmp_path),
+        },
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
