@@ -48,6 +48,8 @@ class Layout:
     """hugetlb."""
     opaque: Regions
     """Writable memory that cannot be registered: its populated pages count as written each round."""
+    mapped: Regions
+    """All that is mapped, tracked or not."""
 
     def everything(self) -> Regions:
         return regions.union(regions.union(self.plain, self.huge), self.opaque)
@@ -116,7 +118,8 @@ def layout(table: VmaTable, huge: dict[int, int], refused: Collection[tuple[int,
     def pick(which: npt.NDArray[np.bool_]) -> Regions:
         return regions.coalesce(region_array(starts[which], ends[which]))
 
-    return Layout(pick(plain), pick(copied), pick(is_huge & ~is_refused), pick(opaque))
+    everything = np.ones(len(rows), np.bool_)
+    return Layout(pick(plain), pick(copied), pick(is_huge & ~is_refused), pick(opaque), pick(everything))
 
 
 def restricted(whole: Layout, to: Regions) -> Layout:

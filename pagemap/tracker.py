@@ -309,7 +309,7 @@ class DirtyTracker(Tracker):
             self._gather_by_call(union(whole.plain, whole.huge))
         else:
             if self._sparse:
-                self._gather_sparse(whole.plain)
+                self._gather_sparse(whole.plain, whole.mapped)
             else:
                 self._walk(whole.plain, reset=True)
                 self._accept()
@@ -326,9 +326,10 @@ class DirtyTracker(Tracker):
         self._found = union(self._found, dropped)
         self._resident = resident
 
-    def _gather_sparse(self, plain: Regions) -> None:
+    def _gather_sparse(self, plain: Regions, mapped: Regions) -> None:
         hull = regions.intersection(self._hull, plain)
-        self._walk(bridged(hull, plain), reset=True)
+        # Not over what is mapped in between: hugetlb, and memory that another userfaultfd protects.
+        self._walk(bridged(hull, mapped), reset=True)
         self._accept()
         holes = regions.difference(plain, hull)
         fresh = aligned(self._scan(_POPULATED, holes), pmd_size(), holes)
@@ -423,6 +424,11 @@ class DirtyTracker(Tracker):
 
     def _release(self) -> None:
         self._uffd.close()
+        self._keep_alive = ()
+
+    def _abandon(self) -> None:
+        self._uffd.close_copy()
+        super()._abandon()
 
 
 def _flatten(objs: tuple[Any, ...]) -> list[Any]:

@@ -97,3 +97,10 @@ class Userfault:
 
     def close(self) -> None:
         self._descriptor = None
+
+    def close_copy(self) -> None:
+        """In a forked child: closes its copy at once, also where a thread that is not here held it."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            close, descriptor._close = descriptor._close, lambda fd: None
+            close(descriptor.fd)
