@@ -1,4 +1,4 @@
-"""Sphinx: the pages of this directory, and the API from the docstrings. ``make docs`` builds them."""
+"""Sphinx: the pages of this directory, and the API from the docstrings (make docs)."""
 
 import re
 from importlib.metadata import version as installed_version
@@ -15,12 +15,17 @@ html_show_copyright = html_copy_source = html_show_sphinx = False
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
-# Docstrings are plain text that reads well in a terminal: `name` is code, whatever it is the name of.
+# Docstrings are plain text for a terminal: `name` is code, whatever it names.
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {
+    "Regions": "Regions",
+    "RegionArray": "Regions",
+    "regions.Regions": "Regions",
+}
 python_maximum_signature_line_length = 88
 
 # Written by those who measure: a checkout may be without them.
@@ -30,7 +35,10 @@ _COLUMNS = re.compile(r"[\w.:, ]*\S {2,}\S")
 
 
 def _paragraphs(lines):
-    return [paragraph.split("\n") for paragraph in re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))]
+    return [
+        paragraph.split("\n")
+        for paragraph in re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
+    ]
 
 
 def lay_out(app, what, name, obj, options, lines):
@@ -49,6 +57,15 @@ def lay_out(app, what, name, obj, options, lines):
         lines += [*paragraph, ""]
 
 
+def name_aliases(app, what, name, obj, options, signature, result):
+    """Sphinx spells aliases inside of other types as what they are to it."""
+    plain = [
+        part and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", part)
+        for part in (signature, result)
+    ]
+    return tuple(plain) if plain != [signature, result] else None
+
+
 def leave_out(app, name, content):
     """Takes the pages that are not there out of the table of contents."""
     for page in _MEASURED:
@@ -58,5 +75,6 @@ def leave_out(app, name, content):
 
 def setup(app):
     app.connect("source-read", leave_out)
+    app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-process-docstring", lay_out)
     return {"parallel_read_safe": True}
