@@ -152,7 +152,7 @@ def bridged(parts: Regions, whole: Regions) -> Regions:
 def pmd_size() -> int:
     """Bytes of a transparent huge page (2 MiB on x86-64)."""
     try:
-        with open("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", encoding="ascii") as file:
+        with open("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "rb") as file:
             return int(file.read())
     except OSError:
         return PAGE_SIZE * (PAGE_SIZE // 8)

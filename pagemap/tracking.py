@@ -27,10 +27,10 @@ NOTHING: Regions = np.empty(0, REGION_DTYPE)
 
 def first_pages(found: Regions, budget: int) -> tuple[Regions, Regions]:
     """The first `budget` pages of an array, and the rest."""
+    if regions.page_count(found) <= budget:
+        return found, NOTHING
     before = np.cumsum((found["end"] - found["start"]) // np.uint64(PAGE_SIZE))
     whole = int(np.searchsorted(before, np.uint64(budget), side="right"))
-    if whole == len(found):
-        return found, NOTHING
     left = budget - (int(before[whole - 1]) if whole else 0)
     cut = int(found["start"][whole]) + left * PAGE_SIZE
     return regions.clip(found, 0, cut), regions.clip(found, cut, int(found["end"][-1]))
@@ -125,7 +125,8 @@ class Tracker(ABC):
     def _first(self, budget: int) -> Regions:
         """The oldest pages first, so that busy memory at low addresses cannot hold the rest back."""
         ready, rest = first_pages(self._pending, budget)
-        more, left = first_pages(self._found, budget - regions.page_count(ready))
+        new = regions.difference(self._found, self._pending)
+        more, left = first_pages(new, budget - regions.page_count(ready))
         ready, rest = union(ready, more), union(rest, left)
         self._pending, self._found = rest, NOTHING
         return ready

@@ -1,4 +1,4 @@
-"""A fork of the tracking process: the parent's tracking goes on, the child's is refused and holds nothing back."""
+"""A fork of the tracking process: the parent goes on, the child is refused and holds nothing back."""
 
 import textwrap
 
@@ -39,7 +39,7 @@ def refused(call):
 
 
 def test_the_parents_tracking_goes_on(need):
-    """Exactly, although fork() makes all of its memory copy-on-write; what the child writes is the child's."""
+    """Exactly, although all of its memory is copy-on-write now; what the child writes is the child's."""
     need("wp_async")
     code = """
     with Memory(64) as memory, pagemap.track(bounds(memory)) as tracker:

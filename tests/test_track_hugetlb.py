@@ -1,7 +1,7 @@
 """Released kernels hang for good in a protecting scan of hugetlb: no tracker ever asks for one.
 
-Every walk goes through tracker.IoctlWalk, and every protecting one through its `flags`: a double of that class
-writes down what the kernel is asked, and asks it.
+Every walk goes through tracker.IoctlWalk, and `flags` say which protect: a double of that class writes down
+what the kernel is asked, and asks it.
 """
 
 import contextlib

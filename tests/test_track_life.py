@@ -1,0 +1,273 @@
+"""The life of a tracker: rounds, closing, what it keeps alive, and threads that share it."""
+
+import gc
+import mmap
+import os
+import sys
+import threading
+import time
+import weakref
+
+import children
+import numpy as np
+import pytest
+import witness
+from memory import Memory
+from tracked import PAGES, bounds, pages_in, plain
+
+import pagemap
+
+
+@pytest.fixture(autouse=True)
+def kernel(need):
+    need("wp_async")
+
+
+def is_registered(memory):
+    return any("uw" in vma[2]["VmFlags"].split() for vma in witness.smaps(*bounds(memory)))
+
+
+def test_what_it_says_of_itself():
+    with plain() as memory, pagemap.track(bounds(memory)) as tracker:
+        assert isinstance(tracker, pagemap.Tracker)
+        assert isinstance(tracker, pagemap.DirtyTracker)
+        assert (tracker.pid, tracker.category) == (os.getpid(), pagemap.Category.WRITTEN)
+        assert tracker.stopped_us is None
+        assert tracker.refused == []
+        assert "WRITTEN" in repr(tracker)
+        assert "closed" not in repr(tracker)
+    assert "closed" in repr(tracker)
+
+
+def test_closing_lifts_all_protection():
+    with plain() as memory:
+        tracker = pagemap.track(bounds(memory))
+        assert is_registered(memory)
+        assert not tracker.closed
+        tracker.close()
+        tracker.close()
+        assert tracker.closed
+        assert not is_registered(memory)
+        assert all(entry & witness.ENTRY_WRITE_PROTECTED == 0 for entry in witness.entries(*bounds(memory)))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda t: t.collect(),
+        lambda t: t.collect(3),
+        lambda t: t.peek(),
+        lambda t: t.reset(),
+        lambda t: next(t.rounds(0)),
+        lambda t: t.__enter__(),
+    ],
+)
+def test_closed_is_closed(ask):
+    with plain() as memory:
+        tracker = pagemap.track(bounds(memory))
+        tracker.close()
+        with pytest.raises(ValueError, match="closed"):
+            ask(tracker)
+
+
+def test_an_exception_leaves_the_context_closed():
+    with plain() as memory:
+        with pytest.raises(ZeroDivisionError), pagemap.track(bounds(memory)) as tracker:
+            raise ZeroDivisionError
+        assert tracker.closed
+
+
+def test_one_after_the_other():
+    with plain() as memory:
+        for _ in range(50):
+            with pagemap.track(bounds(memory)) as tracker:
+                memory.write(3)
+                assert pages_in(tracker.collect(), memory) == {3}
+
+
+def test_forgotten_is_said():
+    with plain() as memory:
+        tracker = pagemap.track(bounds(memory))
+        with pytest.warns(ResourceWarning, match="unclosed <DirtyTracker"):
+            del tracker
+        assert not is_registered(memory)
+
+
+def test_forgotten_at_the_end_of_the_interpreter():
+    code = """
+    import warnings, pagemap
+    warnings.simplefilter("ignore")
+    buffer = bytearray(1 << 20)
+    tracker = pagemap.track(buffer)
+    buffer[0] = 1
+    """
+    assert children.run(code) == ""
+
+
+def test_answers_outlive_the_tracker():
+    with plain() as memory:
+        with pagemap.track(bounds(memory)) as tracker:
+            memory.write(*range(0, PAGES, 2))
+            found = tracker.collect()
+        gc.collect()
+        assert pages_in(found, memory) == set(range(0, PAGES, 2))
+
+
+def test_answers_are_the_callers_own():
+    with plain() as memory, pagemap.track(bounds(memory)) as tracker:
+        memory.write(1)
+        first = tracker.collect()
+        memory.write(2, 5)
+        before = first.copy()
+        second = tracker.peek()
+        second["start"] = 0
+        assert first.tolist() == before.tolist()
+        assert pages_in(tracker.collect(), memory) == {2, 5}
+
+
+# What it keeps alive
+
+
+def test_buffers_live_until_it_is_closed():
+    class Array(np.ndarray):
+        pass
+
+    array = np.zeros(1 << 20, np.uint8).view(Array)
+    gone = weakref.ref(array)
+    tracker = pagemap.track(array)
+    del array
+    gc.collect()
+    assert gone() is not None
+    tracker.close()
+    gc.collect()
+    assert gone() is None
+
+
+def test_buffers_cannot_move_until_it_is_closed():
+    array, mapping = bytearray(1 << 20), mmap.mmap(-1, 1 << 20)
+    tracker = pagemap.track(array, mapping)
+    with pytest.raises(BufferError):
+        array.extend(b"more")
+    with pytest.raises(BufferError):
+        mapping.close()
+    tracker.close()
+    array.extend(b"more")
+    mapping.close()
+
+
+def test_a_refused_tracker_keeps_nothing():
+    array = bytearray(1 << 20)
+    with pagemap.track(array), pytest.raises(OSError, match="another userfaultfd"):
+        pagemap.track(array)
+    gc.collect()
+    array.extend(b"more")
+
+
+# Rounds
+
+
+def test_rounds():
+    with plain() as memory, pagemap.track(bounds(memory)) as tracker:
+        begin = time.monotonic_ns()
+        seen, stamps = [], []
+        for number, (stamp, found) in enumerate(tracker.rounds(0.02, 5)):
+            stamps.append(stamp)
+            seen.append(pages_in(found, memory))
+            memory.write(number)
+        assert seen == [set(), {0}, {1}, {2}, {3}]
+        assert all(later - earlier >= 19e6 for earlier, later in zip([begin, *stamps], stamps, strict=False))
+        assert stamps[-1] <= time.monotonic_ns()
+        assert pages_in(tracker.collect(), memory) == {4}
+
+
+def test_a_late_round_does_not_hurry_the_next():
+    with plain() as memory, pagemap.track(bounds(memory)) as tracker:
+        rounds = tracker.rounds(0.02)
+        first, _ = next(rounds)
+        time.sleep(0.1)
+        second, _ = next(rounds)
+        third, _ = next(rounds)
+        assert second - first >= 99e6
+        assert third - second >= 15e6
+
+
+def test_rounds_end_as_they_are_told():
+    with plain() as memory, pagemap.track(bounds(memory)) as tracker:
+        assert list(tracker.rounds(0, 0)) == []
+        assert len(list(tracker.rounds(0, 3))) == 3
+        endless = tracker.rounds(0)
+        for _ in range(20):
+            next(endless)
+        endless.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [((-1,), ValueError), ((float("nan"),), ValueError), ((0, -1), ValueError), ((0, 1.5), TypeError)],
+)
+def test_bad_rounds_are_refused_at_once(arguments, error):
+    with plain() as memory, pagemap.track(bounds(memory)) as tracker, pytest.raises(error):
+        tracker.rounds(*arguments)
+
+
+# Threads
+
+
+def test_threads_share_one():
+    """What several threads collect is together what was written: no page gets lost between them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with Memory(2048) as memory, pagemap.track(bounds(memory)) as tracker:
+            seen, errors, done = [[] for _ in range(3)], [], threading.Event()
+
+            def collect(mine, budget):
+                try:
+                    while not done.is_set():
+                        mine.append(tracker.collect(budget))
+                        tracker.peek()
+                except BaseException as error:
+                    errors.append(error)
+
+            threads = [
+                threading.Thread(target=collect, args=pair)
+                for pair in zip(seen, (None, None, 50), strict=True)
+            ]
+            for thread in threads:
+                thread.start()
+            for page in range(2048):
+                memory.write(page)
+                if page % 100 == 0:
+                    time.sleep(0.002)
+            done.set()
+            for thread in threads:
+                thread.join(30)
+                assert not thread.is_alive()
+            assert errors == []
+            rest = pages_in(tracker.collect(), memory)
+            parts = [set().union(*(pages_in(found, memory) for found in mine)) for mine in seen]
+            assert rest.union(*parts) == set(range(2048))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_closed_by_another_thread():
+    for turn in range(30):
+        with plain() as memory:
+            tracker = pagemap.track(bounds(memory))
+            outcomes = []
+
+            def collect(tracker=tracker, outcomes=outcomes):
+                try:
+                    while True:
+                        tracker.collect()
+                except ValueError as error:
+                    outcomes.append(str(error))
+
+            thread = threading.Thread(target=collect)
+            thread.start()
+            time.sleep(turn * 1e-4)
+            tracker.close()
+            thread.join(30)
+            assert outcomes == ["this tracker is closed"]
+            assert not is_registered(memory)
