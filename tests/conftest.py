@@ -1,4 +1,7 @@
-"""Fixtures: what a test needs of the machine is probed, set up where root can, or the reason to skip."""
+"""Fixtures: what a test needs of the machine is probed, set up where root can, or the reason to skip.
+
+More random examples: HYPOTHESIS_PROFILE=thorough pytest --timeout 0
+"""
 
 import contextlib
 import functools
