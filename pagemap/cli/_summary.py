@@ -54,7 +54,7 @@ def summarize(recording: Recording) -> Summary:
     if meta.kind == "dirty":
         facts += dirty_facts(recording, rate, heat)
         grids = [
-            working_set(recording),
+            working_set(recording, timeline),
             rewritten(recording),
             contiguity(recording),
             hottest(recording, heat),
@@ -133,12 +133,11 @@ def resident_facts(rate: analysis.Rate, heat: analysis.Heat) -> list[tuple[str, 
     ]
 
 
-def working_set(recording: Recording) -> Grid:
-    timeline = recording.timeline
-    curve = analysis.working_set(recording, analysis.default_taus(timeline))
-    page = timeline.page_size
+def working_set(source: analysis.Source, timeline: analysis.Timeline) -> Grid:
+    found = analysis.working_set(source, analysis.default_taus(timeline))
+    page, most = timeline.page_size, max(int(np.max(found.max_pages, initial=0)), 1)
     columns = zip(
-        curve.tau_ns, curve.windows, curve.mean_pages, curve.min_pages, curve.max_pages, strict=True
+        found.tau_ns, found.windows, found.mean_pages, found.min_pages, found.max_pages, strict=True
     )
     rows = [
         (
@@ -147,6 +146,7 @@ def working_set(recording: Recording) -> Grid:
             size(int(low) * page),
             size(int(high) * page),
             str(int(windows)),
+            bar(mean / most),
         )
         for tau, windows, mean, low, high in columns
         if windows
@@ -154,7 +154,7 @@ def working_set(recording: Recording) -> Grid:
     return Grid(
         "Working set",
         "distinct pages written within a window of time, over all windows that fit",
-        ("window", "mean", "least", "most", "windows"),
+        ("window", "mean", "least", "most", "windows", ""),
         rows,
     )
 
@@ -166,7 +166,7 @@ def rewritten(recording: Recording) -> Grid:
     for low, high, writes in zip(found.edges_ns[:-1], found.edges_ns[1:], found.writes, strict=True):
         if writes:
             upper = seconds(int(high)) if high < np.iinfo(np.int64).max else "…"
-            rows.append((f"{seconds(int(low))} to {upper}", f"{writes / total:.0%}", bar(writes / total)))
+            rows.append((f"{seconds(int(low))} to {upper}", share(int(writes), total), bar(writes / total)))
     once = size(found.once * recording.metadata.page_size)
     return Grid(
         "Written again after",
@@ -183,7 +183,7 @@ def contiguity(recording: Recording) -> Grid:
         (
             f"{size(int(low) * page)} to {size(int(high) * page)}",
             str(int(runs)),
-            f"{pages / total:.0%}",
+            share(int(pages), total),
             bar(pages / total),
         )
         for low, high, runs, pages in zip(

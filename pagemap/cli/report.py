@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -22,13 +23,26 @@ Examples:
   pagemap report                          of ./pagemap.trace
   pagemap report redis.trace
   pagemap report fleet.trace --pid 1234
-  pagemap report 'traces/*/host=*/pid=*'""",
+  pagemap report 'traces/*/host=*/pid=*'
+  pagemap report redis.trace --html redis.html
+
+\b
+The page that --html writes needs no network: pictures and tables are in it.""",
 )
 @click.argument("trace", default="pagemap.trace", metavar="FILE")
 @click.option("--pid", type=int, help="Only the recordings of this process.")
-def command(trace: str, pid: int | None) -> None:
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page for a browser instead."
+)
+def command(trace: str, pid: int | None, html: Path | None) -> None:
     """Summary of each recording in a trace: a directory, one of its files, or a glob."""
     recordings = choose(trace, pid)
+    if html is not None:
+        from ._html import write_page
+
+        write_page(recordings, html)
+        click.echo(f"{html}: {html.stat().st_size >> 10} KiB")
+        return
     from ._summary import summarize
 
     for recording in recordings:
