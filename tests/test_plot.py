@@ -1,4 +1,4 @@
-"""Pictures show the numbers, whatever there is to show; the commands that draw them; the report in a browser."""
+"""Pictures show the numbers, whatever there is; the commands that draw them; the report in a browser."""
 
 import base64
 import re
@@ -17,6 +17,7 @@ from pagemap import PAGE_SIZE, REGION_DTYPE, Category, PageMap, Query, VmaTable,
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 
 from pagemap import plot
+from pagemap.analysis.series import UNKNOWN_NS
 
 MIB = 1 << 20
 SECOND = 10**9
@@ -93,7 +94,7 @@ def test_working_set_shows_the_curve():
 
 @pytest.mark.parametrize("draw", [plot.heatmap, plot.rate, lambda s: plot.working_set(s, [SECOND])])
 @pytest.mark.parametrize("samples", [0, 1, 2])
-@pytest.mark.parametrize("begin", [0, None])
+@pytest.mark.parametrize("begin", [0, UNKNOWN_NS])
 def test_hardly_anything(draw, samples, begin):
     ax = drawn(draw(moving_window(samples, begin=begin)))
     assert ax.get_title()
