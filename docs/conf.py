@@ -1,4 +1,4 @@
-"""Sphinx: the pages of this directory, and the API from the docstrings (make docs)."""
+"""Sphinx: the pages of this directory, and the API from the docstrings."""
 
 import re
 from importlib.metadata import version as installed_version
@@ -75,6 +75,7 @@ def leave_out(app, name, content):
 
 def setup(app):
     app.connect("source-read", leave_out)
+    app.connect("env-get-outdated", lambda *_: ["index"])
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-process-docstring", lay_out)
     return {"parallel_read_safe": True}

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from pages import ROOT, shape
 
+import pagemap
 from pagemap import PAGE_SIZE
 from pagemap.cli._group import cli
 
@@ -31,6 +32,12 @@ def test_the_pages_are_found():
     assert {"README.md", "docs/tutorial.md"} <= set(PROGRAMS)
     assert len(COMMANDS) >= 6
     assert len(pages.examples(TEXTS["README.md"])) == 3
+
+
+@pytest.mark.parametrize("name", pagemap.__all__)
+def test_every_public_name_is_in_the_api_pages(name):
+    api = "".join(text for page, text in TEXTS.items() if page.startswith("docs/api/"))
+    assert re.search(rf"^.. (auto|py:)\w+:: (pagemap\.)?{name}\b", api, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
