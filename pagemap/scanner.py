@@ -70,6 +70,7 @@ class PageMap:
 
     def __init__(self, pid: SupportsIndex | None = None, *, engine: Engine = "auto") -> None:
         self._pagemap: process.Descriptor | None = None
+        self._maps: process.Descriptor | None = None
         if engine not in ("auto", "scan", "read"):
             raise ValueError(f"engine must be 'auto', 'scan' or 'read', not {engine!r}")
         self._pid = process.check_pid(pid)
@@ -113,6 +114,7 @@ class PageMap:
     def close(self) -> None:
         """Frees the descriptors; arrays that were returned stay valid. May be called twice."""
         self._pagemap = None
+        self._maps = None
         self._spare.clear()
         self._spare_pools.clear()
 
@@ -141,6 +143,13 @@ class PageMap:
                 " the parent's pages; open a new PageMap here"
             )
         return pagemap
+
+    def _open_maps(self) -> process.Descriptor:
+        maps = self._maps
+        self._open()
+        if maps is None:
+            raise ValueError("this PageMap is closed: open a new one")
+        return maps
 
     # Arguments
 
@@ -299,8 +308,7 @@ class PageMap:
     # How
 
     def _maps_text(self) -> bytes:
-        self._open()
-        maps = self._maps
+        maps = self._open_maps()
         # One reader at a time: concurrent readers of a seq_file make it start over for each other.
         with self._maps_lock:
             try:
@@ -311,7 +319,8 @@ class PageMap:
     def _mapped(self, start: int, end: int) -> npt.NDArray[np.uint64]:
         """The mapped ranges between two addresses, shape (n, 2). One VMA is found without the list of all."""
         if features().procmap_query and start < end:
-            vma = _pagemap.query_vma(self._maps.fd, start)
+            maps = self._open_maps()
+            vma = _pagemap.query_vma(maps.fd, start)
             if vma is not None and vma[0] <= start and end <= vma[1]:
                 return np.array([[start, end]], np.uint64)
         return self.vmas().ranges(start, end)

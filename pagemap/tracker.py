@@ -62,7 +62,8 @@ def page_size_finder(pagemap: PageMap) -> Callable[[int], int]:
         return lambda address: smaps_page_size(pagemap.pid, address)
 
     def look_up(address: int) -> int:
-        found = _pagemap.query_vma(pagemap._maps.fd, address)
+        maps = pagemap._open_maps()
+        found = _pagemap.query_vma(maps.fd, address)
         return found[2] if found is not None and found[0] <= address else PAGE_SIZE
 
     return look_up
@@ -142,11 +143,10 @@ class DirtyTracker(Tracker):
         bounds = self._bounds
         if bounds is None or self._vma_count > FEW_VMAS or not features().procmap_query:
             return self._pagemap._maps_text()
-        maps = self._pagemap._maps.fd
-        self._pagemap._open()
+        maps = self._pagemap._open_maps()
         found = []
         for start, end in zip(bounds["start"].tolist(), bounds["end"].tolist(), strict=True):
-            while start < end and (vma := _pagemap.query_vma(maps, start)) is not None:
+            while start < end and (vma := _pagemap.query_vma(maps.fd, start)) is not None:
                 found.append(vma)
                 start = vma[1]
         return found

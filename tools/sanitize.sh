@@ -20,14 +20,11 @@ export UBSAN_OPTIONS=print_stacktrace=1 PYTHONDONTWRITEBYTECODE=1
 # copy NAME FLAGS: the working tree in build/NAME, with the extension built with these flags.
 copy() {
     tree=$here/build/$1
-    mkdir -p "$tree"
-    rm -rf "$tree/src" "$tree/pagemap" "$tree/tests"
-    (cd "$here" && git ls-files -z --cached --others --exclude-standard | xargs -0 sh -c \
-        'for file; do [ ! -e "$file" ] || printf "%s\0" "$file"; done' sh | tar --null -T - -cf -) | tar -C "$tree" -xf -
+    "$here/tools/copy-tree.sh" "$tree"
     (cd "$tree" && CFLAGS="$common $2" "$python" setup.py -q build_ext --inplace --force)
     cd "$tree"
     export PYTHONPATH="$tree"
-    "$python" -c "import pathlib, pagemap._pagemap as m; assert pathlib.Path(m.__file__).is_relative_to('$tree')" ||
+    LD_PRELOAD=$preload "$python" -c "import pathlib, pagemap._pagemap as m; assert pathlib.Path(m.__file__).is_relative_to('$tree')" ||
         exit 1
 }
 
@@ -43,6 +40,7 @@ beyond_shadow="
 "
 
 for kind in "$@"; do
+    preload=
     case $kind in
     undefined)
         copy sanitize-undefined -fsanitize=undefined
@@ -52,7 +50,7 @@ for kind in "$@"; do
         preload=$(gcc -print-file-name=libasan.so)
         (
             export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc
-            LD_PRELOAD= copy sanitize-address -fsanitize=address,undefined
+            copy sanitize-address -fsanitize=address,undefined
             # shellcheck disable=SC2086 # several options
             LD_PRELOAD=$preload "$python" -m pytest -q -p no:cacheprovider --timeout 240 $beyond_shadow
         )
