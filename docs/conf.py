@@ -29,7 +29,7 @@ autodoc_type_aliases = {
 python_maximum_signature_line_length = 88
 
 # Written by those who measure: a checkout may be without them.
-_MEASURED = ("cost", "threading", "kernels", "benchmarks")
+_MEASURED = ("cost", "kernels", "benchmarks")
 
 _COLUMNS = re.compile(r"[\w.:, ]*\S {2,}\S")
 
