@@ -10,6 +10,7 @@ from pathlib import Path
 
 import machine
 import pytest
+import setups
 from hypothesis import HealthCheck, settings
 
 _COMMON = {
@@ -25,10 +26,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 _probe = functools.cache(lambda name: machine.PROBES[name]())
 
 
-def _set_up(place):
+def _set_up(name):
     with contextlib.ExitStack() as undo:
         try:
-            undo.enter_context(place)
+            undo.enter_context(setups.kept(name))
         except machine.Missing as missing:
             pytest.skip(str(missing))
         yield
@@ -37,19 +38,19 @@ def _set_up(place):
 @pytest.fixture(scope="session")
 def hugetlb():
     """Eight hugetlb pages."""
-    yield from _set_up(machine.huge_pages(8))
+    yield from _set_up("hugetlb")
 
 
 @pytest.fixture(scope="session")
 def shmem_thp():
     """Transparent huge pages for shared memory."""
-    yield from _set_up(machine.shared_huge_pages())
+    yield from _set_up("shmem_thp")
 
 
 @pytest.fixture(scope="session")
 def swap():
     """Swap space on a zram device."""
-    yield from _set_up(machine.swap())
+    yield from _set_up("swap")
 
 
 @pytest.fixture

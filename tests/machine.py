@@ -1,8 +1,6 @@
 """What this machine can be asked for: each probe gives None, or the reason why not."""
 
 import contextlib
-import ctypes
-import errno
 import fcntl
 import os
 import signal
@@ -13,15 +11,10 @@ import memory
 import witness
 
 THP = Path("/sys/kernel/mm/transparent_hugepage")
-HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
-ZRAM = Path("/sys/class/zram-control")
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
-SWAP_BYTES = 64 << 20
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _chosen(path):
+def chosen(path):
     try:
         return path.read_text().partition("[")[2].partition("]")[0]
     except OSError:
@@ -41,8 +34,8 @@ def scan():
 
 
 def thp():
-    chosen = _chosen(THP / "enabled")
-    return None if chosen in ("always", "madvise") else f"transparent huge pages: {chosen or 'not built in'}"
+    mode = chosen(THP / "enabled")
+    return None if mode in ("always", "madvise") else f"transparent huge pages: {mode or 'not built in'}"
 
 
 def huge_zero():
@@ -102,85 +95,7 @@ PROBES = {
 
 
 class Missing(Exception):
-    """What cannot be set up here, and why."""
-
-
-@contextlib.contextmanager
-def huge_pages(count):
-    """`count` more hugetlb pages of 2 MiB, taken back at the end."""
-
-    def change(by):
-        with HUGE_PAGES.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # against another run of these tests
-            now = int(file.read())
-            file.seek(0)
-            file.write(str(now + by))
-            file.flush()
-            file.seek(0)
-            return int(file.read()) - now
-
-    try:
-        got = change(count)
-    except OSError as error:
-        raise Missing(f"{HUGE_PAGES}: {error.strerror}") from error
-    try:
-        if got < count:
-            raise Missing(f"memory is too scattered for {count} hugetlb pages: {got}")
-        yield
-    finally:
-        change(-got)
-
-
-@contextlib.contextmanager
-def shared_huge_pages():
-    """Transparent huge pages of shared memory, for those who ask with madvise."""
-    setting = THP / "shmem_enabled"
-    before = _chosen(setting)
-    if before in ("always", "within_size", "advise", "force"):
-        yield
-        return
-    try:
-        setting.write_text("advise")
-    except OSError as error:
-        raise Missing(f"shared huge pages are switched off ({setting}): {error.strerror}") from error
-    try:
-        yield
-    finally:
-        setting.write_text(before)
-
-
-@contextlib.contextmanager
-def swap():
-    """A zram device of our own as swap space, taken away at the end."""
-    with contextlib.ExitStack() as undo:
-        try:
-            number = int((ZRAM / "hot_add").read_text())
-        except OSError as error:
-            raise Missing(f"no zram device for swap: {error.strerror}") from error
-        undo.callback((ZRAM / "hot_remove").write_text, str(number))
-        block = Path(f"/sys/block/zram{number}")
-        device = Path(f"/dev/zram{number}")
-        (block / "disksize").write_text(str(SWAP_BYTES))
-        undo.callback((block / "reset").write_text, "1")
-        if not device.exists():
-            major, minor = map(int, (block / "dev").read_text().split(":"))
-            os.mknod(device, 0o600 | 0o060000, os.makedev(major, minor))
-            undo.callback(device.unlink)
-        _make_swap_space(device)
-        if _libc.swapon(str(device).encode(), 0) != 0:
-            code = ctypes.get_errno()
-            raise Missing(f"swapon: {os.strerror(code)} ({errno.errorcode[code]})")
-        undo.callback(_libc.swapoff, str(device).encode())
-        yield
-
-
-def _make_swap_space(device):
-    """The header of include/linux/swap.h, as mkswap(8) writes it."""
-    header = bytearray(witness.PAGE)
-    struct.pack_into("<III", header, 1024, 1, SWAP_BYTES // witness.PAGE - 1, 0)
-    header[-10:] = b"SWAPSPACE2"
-    with device.open("r+b") as file:
-        file.write(header)
+    """What cannot be had here, and why."""
 
 
 @contextlib.contextmanager
