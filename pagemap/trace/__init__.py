@@ -4,12 +4,13 @@ A trace is a directory of Parquet files, which any reader of Parquet understands
 
     PATH/host=HOST/pid=PID/RECORDING-000000.parquet         a part: whole samples, one row group
     PATH/host=HOST/pid=PID/RECORDING-000001.parquet         …
-    PATH/host=HOST/pid=PID/_RECORDING-000001.vmas.parquet   the VMAs, as they were when that part began
+    PATH/host=HOST/pid=PID/_RECORDING-000001.vmas           the VMAs, when they had changed: Parquet too
 
 Parquet keeps its index at the end of a file, so a file that is being written cannot be read. That is why a
 recording is many of them: each is complete before it gets its name (fsync, then rename), so what a killed
-recorder leaves behind is readable, all but the last seconds; nothing is ever rewritten. Files whose names
-begin with a dot or an underscore are no data to Parquet's readers (Arrow, Spark, Dask).
+recorder leaves behind is readable, all but the last seconds; nothing is ever rewritten. Readers of whole
+directories (Arrow, Spark, Dask, pandas) pass by names that begin with a dot or an underscore, or do not end
+in .parquet.
 
 The columns are:
 

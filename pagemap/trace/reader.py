@@ -96,7 +96,7 @@ class Recording:
         are beside the parts are missing.
         """
         pq = arrow().parquet
-        paths = (part.path.with_name(f"_{part.path.stem}.vmas.parquet") for part in self.parts)
+        paths = (part.path.with_name(f"_{part.path.stem}.vmas") for part in self.parts)
         return vma_files.merged([pq.read_table(path, partitioning=None) for path in paths if path.exists()])
 
     def __repr__(self) -> str:

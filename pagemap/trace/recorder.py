@@ -233,7 +233,7 @@ class Recorder:
         name = f"{part.recording}-{part.part:06d}"
         if vmas is not None:
             # Before the part that needs them: a reader of the part finds its VMAs.
-            self._publish(vmas, f"_{name}.vmas.parquet")
+            self._publish(vmas, f"_{name}.vmas")
         self._publish(table, f"{name}.parquet")
 
     def _publish(self, table: Any, name: str) -> None:
