@@ -515,9 +515,11 @@ def track(*objs: Any, granularity: Granularity = "native", mode: TrackMode = "wr
     addresses in bytes, or sequences of these. Whole pages are tracked: a small buffer shares its first
     and last page with its neighbours. Buffers are kept alive until close().
 
-    granularity: with "native", one written byte of a huge page is 2 MiB of dirt; with "page", huge pages
-    are mapped by small ones first, and it is 4 KiB, at the price of the huge page's speed. hugetlb pages
-    are never split. mode: "write", or "access" for reads and writes (Linux 7.3).
+    granularity: how much one written byte dirties. The kernel splits a protected transparent huge page
+    at its first write, which is 4 KiB of dirt then; one that comes into being while it is tracked, and
+    one of shared memory, is 2 MiB of dirt once. "page" splits those as well, and the others at once, at
+    the price of the huge page's speed for readers. hugetlb pages are never split. mode: "write", or
+    "access" for reads and writes (Linux 7.3).
 
     Holes get protection markers, so that their first write is reported exactly: 4 KiB of page table for
     each 2 MiB, and no new transparent huge pages in them.
