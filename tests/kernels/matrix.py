@@ -1,0 +1,152 @@
+"""Boots Debian's kernels under QEMU and runs the project's test suite, or any command, inside each.
+
+    python tests/kernels/matrix.py                      the suite, as root and as a user, on every kernel
+    python tests/kernels/matrix.py --kernel 6.12        on one
+    python tests/kernels/matrix.py --list               what the archive has
+    python tests/kernels/matrix.py --facts              what each kernel does (facts.py), a line for each fact
+    python tests/kernels/matrix.py -- COMMAND …         any command
+
+The guest's root file system is the host's, read-only; the interpreter is the one that runs this program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import subprocess
+import sys
+from pathlib import Path
+
+from guest import Boot, Job, boot
+from packages import Archive, GoneError, default_cache, registry
+from report import Row, is_good, read_suite, replace_section, table
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+USERS = {"root": 0, "user": 65534}
+
+# Tests of pure computation and of texts: the kernel has no part in them, and emulated they take minutes.
+INDEPENDENT = ("tests/test_analysis.py", "tests/test_docs.py", "tests/test_regions.py")
+
+
+def suite_command(selection: list[str]) -> list[str]:
+    environment = [
+        "PYTHONDONTWRITEBYTECODE=1",
+        f"PYTHONPATH={HERE}",
+        "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis",
+        "HYPOTHESIS_PROFILE=small",
+    ]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "small_profile", "-rs"]
+    pytest += [
+        "--benchmark-disable",
+        "-o",
+        "timeout=240",
+        *(f"--ignore={path}" for path in INDEPENDENT),
+        *selection,
+    ]
+    return ["env", *environment, "sh", "-c", 'exec "$@" --junitxml="$RESULTS/junit.xml"', "sh", *pytest]
+
+
+def main() -> int:
+    options = arguments()
+    # The guests cannot write byte code: without it each process of a test compiles the package anew.
+    compileall.compile_dir(CHECKOUT / "pagemap", quiet=1)
+    archive = Archive(options.cache)
+    archive.update()
+    rows: list[Row] = []
+    failed = False
+    for series in options.kernel or registry():
+        try:
+            kernel = archive.newest(series) if options.list else archive.unpack(series)
+        except GoneError as gone:
+            print(gone, flush=True)
+            continue
+        if options.list:
+            print(f"{series:6} {kernel:28} {registry().get(series, '')}")
+            continue
+        result = boot(
+            kernel,
+            jobs(options),
+            options.results / kernel.release,
+            directory=CHECKOUT,
+            limit=options.limit,
+            processors=options.processors,
+        )
+        if options.facts or options.command:
+            failed |= show(kernel.release, result)
+            continue
+        for user in options.user:
+            suite = read_suite(result.outcomes[user], result.timed_out)
+            rows.append(Row(kernel.release, user, suite, result))
+            failed |= not is_good(suite)
+            print(table(rows[-1:]), flush=True)
+    if rows:
+        text = table(rows)
+        print(text)
+        if options.write:
+            replace_section(options.write, "matrix", text)
+    return int(failed)
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    if options.facts:
+        return fact_jobs(options.results)
+    command = options.command or suite_command(options.select)
+    return [Job(user, command, USERS[user]) for user in options.user]
+
+
+def fact_jobs(results: Path) -> list[Job]:
+    """facts.py as both users, the reproducer, and last what the guest may not survive."""
+    results.mkdir(parents=True, exist_ok=True)
+    program = results / "stale_walk_end"
+    compiler = ["cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program)]
+    subprocess.run([*compiler, str(HERE / "stale_walk_end.c")], check=True)
+    facts = [sys.executable, str(HERE / "facts.py")]
+    return [
+        Job("1-root", facts),
+        Job("2-user", facts, 65534),
+        Job("3-stale_walk_end", [str(program)]),
+        Job("4-danger", [*facts, "--danger"]),
+    ]
+
+
+def show(release: str, result: Boot) -> bool:
+    """Prints each job's output; true when a job did not end."""
+    for name, outcome in result.outcomes.items():
+        status = "did not end" if outcome.status is None else f"exit status {outcome.status}"
+        print(f"== {release} {name}: {status}\n{outcome.output}", end="", flush=True)
+    for line in result.complaints:
+        print(f"== {release}, the kernel itself: {line}")
+    return any(outcome.status is None for outcome in result.outcomes.values())
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kernel", action="append", metavar="SERIES", help="only this series; may be repeated"
+    )
+    parser.add_argument("--user", action="append", choices=USERS, help="only this user; may be repeated")
+    parser.add_argument("--list", action="store_true", help="only list the kernels")
+    parser.add_argument("--facts", action="store_true", help="run facts.py instead of the suite")
+    parser.add_argument(
+        "--select", action="append", default=[], metavar="ARG", help="a further argument for pytest"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=900, metavar="SECONDS", help="for each kernel (%(default)s)"
+    )
+    parser.add_argument("--processors", type=int, default=1, metavar="N", help="of each guest (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="%(default)s")
+    parser.add_argument("--results", type=Path, default=CHECKOUT / "build" / "kernels", help="%(default)s")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="put the table between the document's matrix markers"
+    )
+    parser.add_argument("command", nargs="*", metavar="COMMAND", help="run this instead of the suite")
+    options = parser.parse_args()
+    options.user = options.user or list(USERS)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
