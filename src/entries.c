@@ -63,57 +63,48 @@ decoder_select(decoder *d, const selection *select)
     }
 }
 
-/* Appends [start, end) with the kernel's rule: a region grows while pages are adjacent and report the
- * same. False when it does not fit. */
-static bool
-push_region(decoder *d, uint64_t start, uint64_t end, uint64_t reported)
-{
-    struct pmu_page_region *last = d->count > 0 ? &d->vec[d->count - 1] : NULL;
-
-    if (last != NULL && last->end == start && last->categories == reported) {
-        last->end = end;
-        return true;
-    }
-    if (d->count == d->vec_len) {
-        return false;
-    }
-    d->vec[d->count++] = (struct pmu_page_region){start, end, reported};
-    return true;
-}
-
-/* Returns the address at which it stopped: behind the last entry, or at the first page that did not fit. */
+/*
+ * Decodes a run of pages after the other with the kernel's rule: a region grows while pages are adjacent and
+ * report the same. Returns the address at which it stopped: behind the last entry, or at the first page that
+ * did not fit. What the loop changes is in locals: a store to vec could else be one to the decoder.
+ */
 static uint64_t
 decode_run(decoder *d, const uint64_t *entries, size_t count, uint64_t address)
 {
+    const uint64_t relevant = d->relevant, page_size = d->page_size;
+    const uint64_t all = d->max_pages == 0 ? UINT64_MAX : d->max_pages - d->pages;
+    struct pmu_page_region *next = d->vec + d->count, *const end = d->vec + d->vec_len;
+    uint64_t left = all;
     size_t i = 0;
 
-    while (i < count) {
-        uint64_t bits = entries[i] & d->relevant;
+    while (i < count && left > 0) {
+        uint64_t bits = entries[i] & relevant;
         uint64_t reported = d->verdict[entry_key(bits)];
-        size_t run = i + 1;
+        size_t first = i++;
 
-        while (run < count && (entries[run] & d->relevant) == bits) {
-            run++;
+        while (i < count && (entries[i] & relevant) == bits) {
+            i++;
         }
-        if (reported != NO_MATCH) {
-            uint64_t start = address + i * d->page_size;
-            uint64_t pages = run - i;
-            bool cut = d->max_pages != 0 && pages > d->max_pages - d->pages;
-
-            if (cut) {
-                pages = d->max_pages - d->pages;
-            }
-            if (pages == 0 || !push_region(d, start, start + pages * d->page_size, reported)) {
-                return start;
-            }
-            d->pages += pages;
-            if (cut) {
-                return start + pages * d->page_size;
-            }
+        if (reported == NO_MATCH) {
+            continue;
         }
-        i = run;
+        if (i - first > left) {
+            i = first + left;
+        }
+        if (next > d->vec && next[-1].end == address + first * page_size && next[-1].categories == reported) {
+            next[-1].end = address + i * page_size;
+        } else if (next < end) {
+            *next++ =
+                (struct pmu_page_region){address + first * page_size, address + i * page_size, reported};
+        } else {
+            i = first;
+            break;
+        }
+        left -= i - first;
     }
-    return address + count * d->page_size;
+    d->count = (size_t)(next - d->vec);
+    d->pages += all - left;
+    return address + i * page_size;
 }
 
 /* Reads `count` entries from that of `address` on: 0, or an errno. */
