@@ -57,8 +57,9 @@ class PageMap:
     """The pages of a process: which are resident, swapped, huge, written.
 
     pid: the process, None for this one. engine: "scan" is the PAGEMAP_SCAN ioctl (Linux 6.7), "read"
-    gives the same answers from /proc/PID/pagemap and the VMA list, "auto" the better one that works
-    here. A context manager; the descriptors are freed by close().
+    gives the same answers from /proc/PID/pagemap and the VMA list (but that it calls the huge zero page
+    a FILE, and sees holes where devices are mapped, which the ioctl passes over), "auto" the better one
+    that works here. A context manager; the descriptors are freed by close().
 
     The descriptors belong to the memory that the process had when they were opened: a recycled pid
     never shows, and after execve or exit every call says ProcessLookupError. A PageMap of this process
