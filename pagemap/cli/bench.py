@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import gc
 import json
 import mmap
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,21 +55,32 @@ class Timing:
     ratio_max: float
 
 
-@contextmanager
-def memory(nbytes: int, *, huge: bool, step: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """(start, bytes) of fresh memory with every `step`-th page populated."""
-    mapping = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
-    view = np.frombuffer(mapping, np.uint8)
-    start = -(-view.ctypes.data // HUGE) * HUGE
-    part = view[start - view.ctypes.data :][:nbytes]
-    part[:: step * PAGE_SIZE] = 1
+class Memory:
+    """Fresh memory with every `step`-th page populated; unmapped with the object."""
+
+    def __init__(self, nbytes: int, *, huge: bool, step: int) -> None:
+        mapping = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+        whole = np.frombuffer(mapping, np.uint8)
+        self.start = -(-whole.ctypes.data // HUGE) * HUGE
+        self.end = self.start + nbytes
+        self.nbytes = nbytes
+        self._bytes = whole[self.start - whole.ctypes.data :][:nbytes]
+        self.write(step)
+
+    def write(self, step: int) -> None:
+        """To every `step`-th page; 0: to none."""
+        if step:
+            self._bytes[:: step * PAGE_SIZE] += 1
+
+
+def has_huge_pages() -> bool:
     try:
-        yield start, part
-    finally:
-        del view, part
-        gc.collect()
-        mapping.close()
+        with open("/sys/kernel/mm/transparent_hugepage/enabled", encoding="ascii") as enabled:
+            return "[never]" not in enabled.read()
+    except OSError:
+        return False
 
 
 def as_spans(answer: npt.NDArray[Any], start: int) -> Spans:
@@ -81,9 +91,9 @@ def as_spans(answer: npt.NDArray[Any], start: int) -> Spans:
     return edges.astype(np.uint64).reshape(-1, 2) * np.uint64(PAGE_SIZE) + np.uint64(start)
 
 
-def by_pread(pm: PageMap, start: int, nbytes: int, bit: np.uint64, wanted: int) -> Way:
+def by_pread(pm: PageMap, start: int, end: int, bit: np.uint64, wanted: int) -> Way:
     """As one would write it by hand: the entries of /proc/PID/pagemap, and one bit of each."""
-    fd, offset, length = pm.fileno(), start // PAGE_SIZE * 8, nbytes // PAGE_SIZE * 8
+    fd, offset, length = pm.fileno(), start // PAGE_SIZE * 8, (end - start) // PAGE_SIZE * 8
 
     def run() -> npt.NDArray[Any]:
         entries = np.frombuffer(os.pread(fd, length, offset), np.uint64)
@@ -93,11 +103,11 @@ def by_pread(pm: PageMap, start: int, nbytes: int, bit: np.uint64, wanted: int) 
     return Way("os.pread + NumPy", run)
 
 
-def by_mincore(start: int, nbytes: int) -> Way:
-    flags = np.zeros(nbytes // PAGE_SIZE, np.uint8)
+def by_mincore(start: int, end: int) -> Way:
+    flags = np.zeros((end - start) // PAGE_SIZE, np.uint8)
 
     def run() -> npt.NDArray[Any]:
-        if _libc.mincore(start, nbytes, flags.ctypes.data) != 0:
+        if _libc.mincore(start, end - start, flags.ctypes.data) != 0:
             raise OSError(ctypes.get_errno(), "mincore failed")
         return flags & 1
 
@@ -147,44 +157,56 @@ def nothing() -> None:
     """No writes between two rounds."""
 
 
-def present(
-    pm: PageMap, reader: PageMap, what: str, nbytes: int, seconds: float, **kind: Any
-) -> list[Timing]:
+def present(pm: PageMap, reader: PageMap, what: str, memory: Memory, seconds: float) -> list[Timing]:
     """Which pages are present: this library and the alternatives."""
-    with memory(nbytes, **kind) as (start, _):
-        end = start + nbytes
-        ways = [
-            Way("scan", lambda: pm.scan(Query.PRESENT, start=start, end=end)),
-            Way("scan, 2 workers", lambda: pm.scan(Query.PRESENT, start=start, end=end, workers=2)),
-            Way("scan, read engine", lambda: reader.scan(Query.PRESENT, start=start, end=end)),
-            by_pread(pm, start, nbytes, PRESENT_BIT, 1),
-            by_mincore(start, nbytes),
-        ]
-        return race(what, ways, start, nbytes // PAGE_SIZE, seconds, nothing)
-
-
-def written(pm: PageMap, what: str, nbytes: int, seconds: float, step: int) -> list[Timing]:
-    """Which pages were written since the last round; by hand that is a look, without the reset."""
-    with memory(nbytes, huge=False, step=1) as (start, view), track((start, start + nbytes)) as tracker:
-
-        def write() -> None:
-            if step:
-                view[:: step * PAGE_SIZE] += 1
-
-        tracker.collect()
-        ways = [Way("collect", lambda: tracker.collect()), by_pread(pm, start, nbytes, PROTECTED_BIT, 0)]
-        return race(what, ways, start, nbytes // PAGE_SIZE, seconds, write)
+    start, end = memory.start, memory.end
+    ways = [
+        Way("scan", lambda: pm.scan(Query.PRESENT, start=start, end=end)),
+        Way("scan, 2 workers", lambda: pm.scan(Query.PRESENT, start=start, end=end, workers=2)),
+        Way("scan, read engine", lambda: reader.scan(Query.PRESENT, start=start, end=end)),
+        by_pread(pm, start, end, PRESENT_BIT, 1),
+        by_mincore(start, end),
+    ]
+    return race(what, ways, start, memory.nbytes // PAGE_SIZE, seconds, nothing)
 
 
 def one_page(pm: PageMap, seconds: float) -> list[Timing]:
     """The floor under every call."""
-    with memory(HUGE, huge=False, step=1) as (start, _):
-        ways = [
-            Way("scan", lambda: pm.scan(Query.PRESENT, start=start, end=start + PAGE_SIZE)),
-            by_pread(pm, start, PAGE_SIZE, PRESENT_BIT, 1),
-            by_mincore(start, PAGE_SIZE),
-        ]
-        return race("one page", ways, start, 1, seconds, nothing)
+    memory = Memory(HUGE, huge=False, step=1)
+    start = memory.start
+    ways = [
+        Way("scan", lambda: pm.scan(Query.PRESENT, start=start, end=start + PAGE_SIZE)),
+        by_pread(pm, start, start + PAGE_SIZE, PRESENT_BIT, 1),
+        by_mincore(start, start + PAGE_SIZE),
+    ]
+    return race("one page", ways, start, 1, seconds, nothing)
+
+
+def written(pm: PageMap, what: str, memory: Memory, seconds: float, step: int) -> list[Timing]:
+    """Which pages were written since the last round; by hand that is a look, without the reset."""
+    start, end = memory.start, memory.end
+    with track((start, end)) as tracker:
+        tracker.collect()
+        ways = [Way("collect", lambda: tracker.collect()), by_pread(pm, start, end, PROTECTED_BIT, 0)]
+        return race(what, ways, start, memory.nbytes // PAGE_SIZE, seconds, lambda: memory.write(step))
+
+
+def jobs(pm: PageMap, reader: PageMap, nbytes: int, seconds: float) -> list[Callable[[], list[Timing]]]:
+    """What is measured here; memory is mapped when its job runs."""
+
+    def present_job(what: str, huge: bool, step: int) -> Callable[[], list[Timing]]:
+        return lambda: present(pm, reader, what, Memory(nbytes, huge=huge, step=step), seconds)
+
+    def written_job(what: str, step: int) -> Callable[[], list[Timing]]:
+        return lambda: written(pm, what, Memory(nbytes, huge=False, step=1), seconds, step)
+
+    found = [present_job("dense, 4 KiB pages", False, 1)]
+    if has_huge_pages():
+        found.append(present_job("dense, huge pages", True, 1))
+    found += [present_job("every second page", False, 2), lambda: one_page(pm, seconds)]
+    if features().wp_async:
+        found += [written_job("written: none", 0), written_job("written: 1 in 100", 100)]
+    return found
 
 
 @click.command(
@@ -223,21 +245,11 @@ def command(mib: int, seconds: float, as_json: bool) -> None:
     """How fast it is here: scan and collect next to what one would write by hand."""
     nbytes = mib // 2 * HUGE
     with PageMap() as pm, PageMap(engine="read") as reader:
-        jobs: list[Callable[[], list[Timing]]] = [
-            lambda: present(pm, reader, "dense, 4 KiB pages", nbytes, seconds, huge=False, step=1),
-            lambda: present(pm, reader, "dense, huge pages", nbytes, seconds, huge=True, step=1),
-            lambda: present(pm, reader, "every second page", nbytes, seconds, huge=False, step=2),
-            lambda: one_page(pm, seconds),
-        ]
-        if features().wp_async:
-            jobs += [
-                lambda: written(pm, "written: none", nbytes, seconds, 0),
-                lambda: written(pm, "written: 1 in 100", nbytes, seconds, 100),
-            ]
+        work = jobs(pm, reader, nbytes, seconds)
         timings = []
         with progress() as bar:
-            task = bar.add_task("measuring", total=len(jobs))
-            for job in jobs:
+            task = bar.add_task("measuring", total=len(work))
+            for job in work:
                 timings += job()
                 bar.advance(task)
     if as_json:
