@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint format bench bench-quick clean
-.PHONY: fuzz
+.PHONY: sanitize analyze fuzz freethreaded wheels soak
 
 demo: $(STAMP)
 	$(BIN)/pagemap demo
@@ -29,6 +29,24 @@ $(STAMP): pyproject.toml setup.py $(wildcard src/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PAGEMAP_DEV=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+# The suite under UndefinedBehaviorSanitizer and AddressSanitizer; leaks by LeakSanitizer. Needs gcc and clang.
+sanitize: $(STAMP)
+	tools/sanitize.sh $(BIN)/python
+
+analyze: $(STAMP)
+	tools/analyze.sh $(BIN)/python
+
+# A free-threaded CPython is built into the user's cache, once, from Debian's sources.
+freethreaded:
+	tools/freethreaded.sh
+
+wheels: $(STAMP)
+	tools/wheels.sh $(BIN)/python
+
+SOAK_SECONDS ?= 600
+soak: $(STAMP)
+	PYTHONPATH=. $(BIN)/python tests/soak.py $(SOAK_SECONDS)
 
 # Seconds for each of three targets; needs clang. The inputs found so far are part of the tests.
 FUZZ_SECONDS ?= 60

@@ -155,7 +155,7 @@ call(struct injection *in, long number, long argument, int64_t timeout, long *an
 static int
 settle(struct injection *in)
 {
-    const pid_t tid = in->target->tid;
+    const pid_t tid = in->target->tid; // NOLINT: unused where nothing is rewound
     arch_regs entry;
     uint64_t word;
     int error;

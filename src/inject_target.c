@@ -149,7 +149,7 @@ pick_thread(struct inject_target *target, struct inject_result *out)
         return inject_fail(out, INJECT_TARGET, errno == ENOENT ? ESRCH : errno,
                            "its threads cannot be listed");
     }
-    while (target->tid == 0 && (entry = readdir(tasks)) != NULL) {
+    while (target->tid == 0 && (entry = readdir(tasks)) != NULL) { // NOLINT: a DIR of our own
         pid_t tid = (pid_t)atoi(entry->d_name);
 
         if (tid > 0 && read_stat(target->pid, tid, &stat) == 0 && !is_dead(&stat) &&

@@ -28,11 +28,13 @@ copy() {
         exit 1
 }
 
-# What the shadow of AddressSanitizer makes senseless: it is 14 TiB of mapped address space, through which the
-# `read` engine would walk for minutes, and it is in resident memory beside what is measured.
+# What AddressSanitizer makes senseless: its shadow is 14 TiB of mapped address space, of this process and of every
+# target, through which the `read` engine would walk for minutes; the freed memory that it keeps back grows where
+# memory must not; and it cannot live under a limit of address space. All of it runs with `undefined`.
 beyond_shadow="
     --ignore=tests/test_analysis.py --ignore=tests/test_cli.py --ignore=tests/test_fuzz_corpus.py
-    --ignore=tests/test_docs.py
+    --ignore=tests/test_docs.py --ignore=tests/test_leaks.py --ignore=tests/test_out_of_resources.py
+    --ignore=tests/test_soak.py --ignore=tests/test_targets_that_change.py
     --deselect=tests/test_another_process.py::test_as_much_is_resident_as_smaps_says
     --deselect=tests/test_another_process.py::test_the_engines_agree_about_all_of_it
     --deselect=tests/test_another_process.py::test_the_one_liner
