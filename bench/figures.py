@@ -48,7 +48,7 @@ def matrix(
     """Who takes how many times as long as scan(): blue where scan() is faster, red where it is slower."""
     figure, axes = plt.subplots(figsize=(1.75 * len(columns) + 3, 0.62 * len(rows) + 1.9))
     colour = np.clip(np.log2(ratios), -3, 6)
-    image = axes.imshow(colour, cmap="RdBu", norm=TwoSlopeNorm(0, -3, 6), aspect="auto")
+    axes.imshow(colour, cmap="RdBu", norm=TwoSlopeNorm(0, -3, 6), aspect="auto")
     for (i, k), ratio in np.ndenumerate(ratios):
         if np.isfinite(ratio):
             strong = colour[i, k] > 4 or colour[i, k] < -2
@@ -64,12 +64,11 @@ def matrix(
     axes.set_yticks(np.arange(-0.5, len(rows)), minor=True)
     axes.grid(which="minor", color="white", linewidth=3)
     axes.tick_params(which="minor", length=0)
-    image.set_clim(-3, 6)
     figure.suptitle(title, x=0.02, ha="left", y=1.06, fontsize=14, fontweight="bold")
     figure.text(
         0.02,
         0.985,
-        "times as long as pagemap's scan() on the same memory; blue: scan() is faster, red: scan() is slower",
+        "how many times as long it takes as scan() on the same memory; blue: scan() is faster, red: slower",
         fontsize=10.5,
         color="#444444",
     )
@@ -136,8 +135,10 @@ def bars(
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(left=1)
-    axes.set_xlabel("nanoseconds for one store (logarithmic)")
-    axes.set_xlim(1, max(max(v) for _, v in series.values()) * 60)
+    axes.set_xlabel("time of one store (logarithmic)")
+    axes.set_xticks([1, 10, 100, 1e3, 1e4, 1e5], ["1 ns", "10 ns", "100 ns", "1 µs", "10 µs", "100 µs"])
+    axes.minorticks_off()
+    axes.set_xlim(1, max(max(v) for _, v in series.values()) * 40)
     figure.suptitle(title, x=0.02, ha="left", y=1.06, fontsize=14, fontweight="bold")
     figure.text(0.02, 0.965, subtitle, fontsize=10.5, color="#444444")
     return _save(figure, path)
