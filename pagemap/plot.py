@@ -137,12 +137,20 @@ def heatmap(
     )
     ax.set_xlabel(f"time since the beginning ({name})")
     ax.set_ylabel("memory shown, in order of address (MiB)")
-    hole = axes.position[1:-1] * axes.page_size / MIB
-    if hole.size <= 80:
-        ax.hlines(hole, 0, times[-1] / unit, color=GREY, linewidth=0.3)
+    for hole in spaced(axes.position[1:-1], int(axes.position[-1]) // 100):
+        ax.axhline(hole * axes.page_size / MIB, color=GREY, linewidth=0.3)
     if vmas is not None:
         name_addresses(ax, axes, vmas)
     return ax
+
+
+def spaced(places: I64, distance: int) -> list[int]:
+    """Those of some sorted places that are so far from the one before: lines side by side are a blot."""
+    kept: list[int] = []
+    for place in places.tolist():
+        if not kept or place - kept[-1] >= distance:
+            kept.append(place)
+    return kept
 
 
 def name_addresses(ax: Axes, axes: analysis.HeatAxes, vmas: VmaTable) -> None:

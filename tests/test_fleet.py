@@ -160,6 +160,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_on_a_cluster_of_two_processes(path, tmp_path):
     import children
 

@@ -230,6 +230,7 @@ def test_record_a_command(tmp_path):
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")
 def test_the_html_report_in_a_browser(recorded, tmp_path):
     """Rendered from disk, without a network: every picture has pixels, every table its rows."""

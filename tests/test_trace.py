@@ -391,6 +391,7 @@ print(peak() - before, (rate.timeline.end_ns - rate.timeline.begin_ns) / 86400e9
 """
 
 
+@pytest.mark.slow
 def test_a_day_of_samples_in_bounded_memory(tmp_path):
     """Ten million rows, recorded and analysed: 400 MB of columns in a fraction of that."""
     grown, days = map(float, children.run(LONG, tmp_path).split())

@@ -184,9 +184,22 @@ class Recorder:
                     on_sample(self, found)
         except ProcessLookupError:
             self.close("exited")
+        except OSError as error:
+            # UFFDIO_REGISTER says ENOMEM of memory whose process is just exiting.
+            gone = error.errno == errno.ENOMEM and self._has_exited()
+            self.close("exited" if gone else f"error: {error}")
+            if not gone:
+                raise
         except BaseException as error:
             self.close(f"error: {type(error).__name__}: {error}")
             raise
+
+    def _has_exited(self) -> bool:
+        try:
+            self._pagemap.vmas()
+        except ProcessLookupError:
+            return True
+        return False
 
     # Files
 

@@ -1,0 +1,76 @@
+"""What does redis-server write while clients write to it, and could it be moved to another machine meanwhile?
+
+Starts a redis-server of its own (Debian: redis-server, redis-tools), loads it, and records it from outside:
+no cooperation, no restart, no option of Redis's.
+
+    python examples/redis_under_load.py [PICTURE.png]
+"""
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import pagemap
+from pagemap import analysis, plot, trace
+
+
+@contextlib.contextmanager
+def loaded_redis():
+    """A redis-server, its port: filled, then written to again in a fifth of its keys."""
+    if not (shutil.which("redis-server") and shutil.which("redis-benchmark")):
+        sys.exit(
+            "this example needs redis-server and redis-benchmark: apt-get install redis-server redis-tools"
+        )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with tempfile.TemporaryDirectory() as directory:
+        server = subprocess.Popen(
+            ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", directory],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            while subprocess.run(["redis-cli", "-p", port, "ping"], capture_output=True).returncode:
+                time.sleep(0.05)
+            yield server.pid, lambda: load(port)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def load(port):
+    client = ["redis-benchmark", "-p", port, "-q", "-d", "400", "-P", "8", "-t"]
+    time.sleep(1)
+    subprocess.run([*client, "set", "-n", "60000", "-r", "50000"], stdout=subprocess.DEVNULL)
+    time.sleep(1)
+    subprocess.run([*client, "get", "-n", "60000", "-r", "50000"], stdout=subprocess.DEVNULL)
+    time.sleep(1)
+    subprocess.run([*client, "set", "-n", "60000", "-r", "10000"], stdout=subprocess.DEVNULL)
+    time.sleep(1)
+
+
+def main(picture):
+    with loaded_redis() as (pid, clients), tempfile.TemporaryDirectory() as traces:
+        finished = threading.Event()
+        threading.Thread(target=lambda: (clients(), finished.set())).start()
+
+        # The five lines.
+        with pagemap.attach(pid) as tracker:
+            trace.record(tracker, traces, interval=0.05, stop=finished)
+        recording = trace.open(traces).only()
+        peak = analysis.dirty_rate(recording).bytes_per_s.max()
+        move = analysis.migrate(recording, memory_bytes=80 << 20, bandwidth=125_000_000)
+
+        print(f"{len(recording.timeline.time_ns)} samples; at most {peak / 1e6:.0f} MB/s were written.")
+        print(f"A live migration over 1 Gbit/s: {move.why}; {move.sent_bytes / 1e6:.0f} MB would be sent.")
+        print("Reading (the middle third) writes next to nothing; new keys march upwards, old ones scatter.")
+        plot.heatmap(recording).figure.savefig(picture, dpi=80)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "redis_under_load.png")
