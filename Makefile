@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+C_SOURCES := $(shell git ls-files '*.c' '*.h')
 
-.PHONY: demo test lint format bench bench-quick clean
-.PHONY: sanitize analyze fuzz freethreaded wheels soak
+.PHONY: demo test lint format bench bench-quick docs kernels sanitize analyze fuzz freethreaded wheels soak clean
 
 demo: $(STAMP)
 	$(BIN)/pagemap demo
@@ -16,13 +16,13 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard src/*.[ch] tests/targets/*.c tests/fuzz/*.[ch] bench/*.c)
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	$(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(wildcard src/*.[ch] tests/targets/*.c tests/fuzz/*.[ch] bench/*.c)
+	$(BIN)/clang-format -i $(C_SOURCES)
 
 # The package is installed in place: a change of the C sources or of the metadata builds it anew.
 $(STAMP): pyproject.toml setup.py $(wildcard src/*.[ch])
@@ -53,14 +53,24 @@ FUZZ_SECONDS ?= 60
 fuzz: $(STAMP)
 	tools/fuzz.sh $(BIN)/python $(FUZZ_SECONDS)
 
-clean:
-	rm -rf build dist *.egg-info $(VENV) pagemap/_pagemap*.so
-
 # The result is build/docs/index.html. The package itself stands installed already: only what the extra names is fetched.
-.PHONY: docs
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pagemap-scan[docs]'
 	touch $@
+
+# Every alternative on the same memory: docs/benchmarks.md with its figures. Under ten minutes on a quiet machine.
+bench: $(STAMP)
+	$(BIN)/python -m bench
+
+bench-quick: $(STAMP)
+	$(BIN)/python -m bench --quick
+
+# The suite on Debian's kernels under QEMU: docs/kernels.md. As root the packages that it needs are installed.
+kernels: $(STAMP)
+	$(BIN)/python tests/kernels/matrix.py --write docs/kernels.md
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) pagemap/_pagemap*.so
