@@ -189,12 +189,26 @@ class DirtyTracker(Tracker):
             return self._uffd.register(int(part.starts[0]), int(part.ends[-1]))
         except OSError as error:
             if error.errno not in REFUSALS:
-                raise
+                raise self._gone_or(error) from error
             if len(part.starts) == 1:
                 self._refused[part.vma(0)] = error.errno
                 return False
             half = len(part.starts) // 2
             return self._register(part.slice(0, half)) | self._register(part.slice(half, None))
+
+    def _protect(self, start: int, end: int) -> None:
+        try:
+            self._uffd.protect(start, end)
+        except OSError as error:
+            raise self._gone_or(error) from error
+
+    def _gone_or(self, error: OSError) -> OSError:
+        """ProcessLookupError where that is the reason: a userfaultfd says ENOMEM of memory that has gone."""
+        try:
+            self._pagemap._maps_text()
+        except ProcessLookupError as gone:
+            return gone
+        return error
 
     # One walk
 
@@ -285,7 +299,7 @@ class DirtyTracker(Tracker):
             self._check_bounds(self._bounds, whole)
             swapped = self._scan(SWAPPED, whole.copied)  # now, as there are no markers yet
             for start, end in zip(self._bounds["start"].tolist(), self._bounds["end"].tolist(), strict=True):
-                self._uffd.protect(start, end)
+                self._protect(start, end)
             if self._split_huge:
                 self._split(whole.plain)
             self._resident = self._residency(whole)
@@ -353,7 +367,7 @@ class DirtyTracker(Tracker):
         found = self._stage
         self._accept()
         for start, end in zip(found["start"].tolist(), found["end"].tolist(), strict=True):
-            self._uffd.protect(start, end)
+            self._protect(start, end)
 
     def _split(self, ranges: Regions) -> None:
         """Maps transparent huge pages by small ones, so that a write is 4 KiB of dirt.
@@ -367,7 +381,7 @@ class DirtyTracker(Tracker):
             for address in range(first, int(region["end"]) - size + 1, size):
                 page = self._labelled(region_array([address], [address + PAGE_SIZE]))
                 self._stage = union(self._stage, page)
-                self._uffd.protect(address, address + PAGE_SIZE)
+                self._protect(address, address + PAGE_SIZE)
 
     # What the scan does not tell
 
