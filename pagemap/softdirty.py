@@ -84,6 +84,7 @@ class SoftDirtyTracker(Tracker):
                 self._turn()
 
     def _turn(self) -> None:
+        self._table = self._pagemap.vmas()
         self._found = union(self._found, self._look())
         self._resident = self._scan(_POPULATED)
         path = f"/proc/{self.pid}/clear_refs"
@@ -92,6 +93,9 @@ class SoftDirtyTracker(Tracker):
                 clear_refs.write(_CLEAR_SOFT_DIRTY)
         except OSError as error:
             raise explain(error, self.pid, path) from error
+
+    def _populated(self) -> Regions:
+        return self._scan(_POPULATED)
 
     def _look(self) -> Regions:
         dropped = regions.difference(self._resident, self._scan(_POPULATED))

@@ -19,6 +19,7 @@ from .query import Query
 from .scanner import PageMap
 
 SWAPPED = Query(require=Category.SWAPPED, report=Category(0))
+_PRESENT_ENTRY = np.uint64(1 << 63)
 _SWAPPED_ENTRY = np.uint64(1 << 62)
 _SWAP_TYPE = np.uint64(31)  # all bits of the field; and a marker has all of them set
 _UNIT = 2 << 20
@@ -26,7 +27,7 @@ _CHUNK = 256 << 20
 
 
 def without_markers(pagemap: PageMap, found: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The pages among `found`, which a scan called swapped, whose entries name a place in swap."""
+    """The pages among `found`, which a scan called swapped, that hold something: now in swap or in memory."""
     unit = np.uint64(_UNIT)
     ends = (found["end"] + unit - np.uint64(1)) // unit * unit
     extents = regions.coalesce(region_array(found["start"] // unit * unit, ends))
@@ -35,5 +36,5 @@ def without_markers(pagemap: PageMap, found: npt.NDArray[Any]) -> npt.NDArray[An
         for start in range(first, end, _CHUNK):
             entries = pagemap.entries(start, min(end, start + _CHUNK))
             in_swap = (entries & _SWAPPED_ENTRY != 0) & (entries & _SWAP_TYPE != _SWAP_TYPE)
-            parts.append(regions.from_mask(in_swap, start, Category(0)))
+            parts.append(regions.from_mask(in_swap | (entries & _PRESENT_ENTRY != 0), start, Category(0)))
     return regions.intersection(regions.coalesce(np.concatenate(parts)), found)

@@ -51,6 +51,7 @@ HUGE_REGIONS = HUGE // REGION_DTYPE.itemsize
 
 _BARE = Category(0)
 _POPULATED = Query(any_of=Category.PRESENT | Category.SWAPPED, report=_BARE)
+_STATE = Query(any_of=Category.PRESENT | Category.SWAPPED, report=Category.PRESENT)
 _RESIDENT = Query(require=Category.PRESENT, report=_BARE)
 _OWN_COPIES = Query(require=Category.PRESENT, exclude=Category.FILE, report=_BARE)
 _MAPPED_HUGE = Query(require=Category.PRESENT | Category.HUGE, report=_BARE)
@@ -101,7 +102,6 @@ class DirtyTracker(Tracker):
         self._buffer = _pagemap.RegionBuffer(FIRST)
         self._overflow: _pagemap.RegionBuffer | None = None
         self._refused: dict[tuple[int, int], int] = {}
-        self._table = VmaTable.parse(b"")
         self._listed: Listing | None = None
         self._parts: list[Pieces] = []
         self._vma_count = 0
@@ -109,6 +109,7 @@ class DirtyTracker(Tracker):
         self._resident: dict[str, Regions] = {}
         # Sparse tracking: the extents, in units of a page table, that are protected; all else is holes.
         self._hull: Regions = NOTHING
+        self._late: Regions = NOTHING
         self._pinned: Layout | None = None
         try:
             whole = self._refresh()
@@ -341,21 +342,26 @@ class DirtyTracker(Tracker):
         self._resident = resident
 
     def _gather_sparse(self, plain: Regions, mapped: Regions) -> None:
-        hull = regions.intersection(self._hull, plain)
-        # Not over what is mapped in between: hugetlb, and memory that another userfaultfd protects.
+        protected = regions.intersection(self._hull, mapped)
+        hull = regions.intersection(protected, plain)
+        # Walks are joined over what was not mapped as the VMAs were listed. What has been since may be found
+        # and protected with the rest: it is reported again once it is listed.
+        self._found = union(self._found, regions.intersection(self._late, mapped))
+        self._late = NOTHING
         self._walk(bridged(hull, mapped), reset=True)
+        self._late = regions.difference(self._stage, mapped)
         self._accept()
-        holes = regions.difference(plain, hull)
+        holes = regions.difference(plain, protected)
         fresh = aligned(self._scan(_POPULATED, holes), pmd_size(), holes)
         if len(fresh):
             # In this order: what is populated after the walk is protected by it, and reported by the next.
             self._walk(fresh, reset=True)
             if self._split_huge:
                 self._split(fresh)
-            populated = union(self._scan(_RESIDENT, fresh), self._swapped(fresh))
+            populated = self._holding(fresh)
             self._found = union(self._found, self._labelled(regions.intersection(self._stage, populated)))
             self._stage = NOTHING
-        self._hull = union(hull, fresh)
+        self._hull = union(protected, fresh)
 
     def _gather_by_call(self, ranges: Regions) -> None:
         """Look, then protect what was found, by a call of its own: hugetlb, and accesses.
@@ -394,9 +400,13 @@ class DirtyTracker(Tracker):
             watched["plain"] = (_POPULATED, whole.plain)
         return {name: self._scan(query, ranges) for name, (query, ranges) in watched.items() if len(ranges)}
 
-    def _swapped(self, ranges: Regions) -> Regions:
-        """Pages in swap; with them, where this user may not see more, markers on protected holes."""
-        found = self._scan(SWAPPED, ranges)
+    def _holding(self, ranges: Regions) -> Regions:
+        """Pages in memory or in swap; with them, where this user may not see more, markers on protected holes."""
+        found = self._scan(_STATE, ranges)
+        present = found["categories"] != 0
+        return union(regions.relabel(found[present], 0), self._in_swap(found[~present]))
+
+    def _in_swap(self, found: Regions) -> Regions:
         return without_markers(self._pagemap, found) if len(found) and features().pfn else found
 
     def _dropped(self, whole: Layout, written: Regions) -> tuple[Regions, dict[str, Regions]]:
@@ -415,13 +425,18 @@ class DirtyTracker(Tracker):
             if certain or not self._sparse:  # else `written` has markers in it
                 copies = union(copies, regions.relabel(regions.intersection(written, whole.copied), 0))
             away = regions.difference(copies, resident["copied"])
-            swapped = regions.intersection(self._swapped(away), away)
+            swapped = self._in_swap(self._scan(SWAPPED, away))
             if certain:
                 gone = regions.difference(gone, swapped)
             resident["copied"] = union(resident["copied"], swapped)
         if len(gone):
             gone = self._labelled(regions.intersection(gone, whole.everything()))
         return gone, resident
+
+    def _populated(self) -> Regions:
+        whole = self._refresh()
+        watched = regions.intersection(self._hull, whole.plain) if self._sparse else whole.plain
+        return self._holding(regions.coalesce(np.concatenate([watched, whole.huge, whole.opaque])))
 
     def _look(self) -> Regions:
         self._accept()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from . import process, regions
 from .categories import PAGE_SIZE, REGION_DTYPE, Category
+from .maps import VmaTable
 from .scanner import PageMap
 
 Regions = npt.NDArray[Any]
@@ -53,6 +54,7 @@ class Tracker(ABC):
         self._lock = threading.Lock()
         self._forks = process.fork_count
         self._closed = False
+        self._table = VmaTable.parse(b"")
         self.stopped_us: float | None = None
         """Microseconds for which attach() kept the process from running; None where nothing was stopped."""
         # Pages on their way to the caller: the kernel has forgotten them, so they leave here with an answer.
@@ -70,6 +72,10 @@ class Tracker(ABC):
         """What was written, without a reset."""
 
     @abstractmethod
+    def _populated(self) -> Regions:
+        """What is populated of the memory whose changes will be found."""
+
+    @abstractmethod
     def _release(self) -> None:
         """Lets go of the kernel's side of the tracking."""
 
@@ -82,6 +88,15 @@ class Tracker(ABC):
     def category(self) -> Category:
         """What the regions of collect() report: WRITTEN, ACCESSED or SOFT_DIRTY."""
         return self._category
+
+    @property
+    def vmas(self) -> VmaTable:
+        """The VMAs of the process as the last collect() saw them.
+
+        Who copies pages forgets those in none of them: what is mapped there later starts anew, and only
+        its populated pages are reported.
+        """
+        return self._table
 
     @property
     def closed(self) -> bool:
@@ -137,6 +152,16 @@ class Tracker(ABC):
             self._check()
             self._take_back()
             return union(union(self._pending, self._found), self._look())
+
+    def populated(self) -> Regions:
+        """The pages that a copy of the memory starts with, without categories.
+
+        All that is populated, but for what a process has populated since the last collect() where it had
+        nothing: that is in the next one, unless it is dropped until then, which nobody could tell.
+        """
+        with self._lock:
+            self._check()
+            return self._populated()
 
     def reset(self) -> None:
         """Forgets what was written so far."""
