@@ -15,23 +15,38 @@ from collections import deque
 from collections.abc import Sequence
 
 from . import _pagemap
-from .categories import REGION_DTYPE
-from .walk import HUGE, Walk
+from .categories import PAGE_SIZE
+from .walk import Walk
 
 WORTH_A_THREAD = 1e-3
 """Seconds of walking that are left: to start, feed and join a thread takes a tenth of that to a fifth."""
+MAX_ROOM = 1 << 22
+"""Regions (96 MiB) for which a worker has address space from the beginning."""
 
 
 class _Worker:
-    """Takes walks from a queue until it is empty; their regions stand in its buffer one after the other."""
+    """Takes walks from a queue until it is empty; their regions stand in its buffers one after the other.
 
-    def __init__(self, queue: deque[tuple[int, Walk]], buffer: _pagemap.RegionBuffer) -> None:
+    `spare` is warm and small. What does not fit goes on to `large`: address space that costs nothing where
+    it is not needed.
+    """
+
+    def __init__(self, queue: deque[tuple[int, Walk]], spare: _pagemap.RegionBuffer, room: int) -> None:
         self.queue = queue
-        self.buffer = buffer
-        self.length = 0
-        self.parts: list[tuple[int, int, int]] = []
-        """(number of the walk, its first region in the buffer, how many)"""
+        self.spare = spare
+        self.room = room
+        self.large: _pagemap.RegionBuffer | None = None
+        self.in_spare = self.in_large = 0
+        self.ranks: list[int] = []
+        """Which walks it did, in this order."""
+        self.ends: list[int] = []
+        """As many: how many regions there were behind each of them."""
         self.error: BaseException | None = None
+
+    def reserve(self) -> _pagemap.RegionBuffer:
+        if self.large is None:
+            self.large = _pagemap.RegionBuffer(self.room)
+        return self.large
 
     def step(self) -> bool:
         """One walk; False when none is left."""
@@ -39,15 +54,32 @@ class _Worker:
             rank, walk = self.queue.popleft()
         except IndexError:
             return False
-        first = self.length
-        self.length = walk.fill(self.buffer, first)
+        self.in_spare = walk.fill(self.spare, self.in_spare)
         while not walk.done:
-            larger = _pagemap.RegionBuffer(max(2 * self.buffer.capacity, HUGE // REGION_DTYPE.itemsize))
-            self.length = larger.append(0, self.buffer, 0, self.length)
-            self.buffer = larger
-            self.length = walk.fill(larger, self.length)
-        self.parts.append((rank, first, self.length - first))
+            self._move()
+            self.in_spare = walk.fill(self.spare)
+        self.ranks.append(rank)
+        self.ends.append(self.in_large + self.in_spare)
         return True
+
+    def _move(self) -> None:
+        large, before = self.reserve(), self.in_large
+        needed = before + self.in_spare
+        if needed > large.capacity:
+            large.resize(max(needed, 2 * large.capacity))
+        self.in_large = large.append(before, self.spare, 0, self.in_spare)
+        self.in_spare = 0
+        if self.in_large < needed:
+            # The first that was moved continues the last that was there: a page changed in between.
+            self.ends = [end - (end > before) for end in self.ends]
+
+    def answer(self) -> tuple[_pagemap.RegionBuffer, int]:
+        """All its regions, in one buffer."""
+        if not self.in_large:
+            return self.spare, self.in_spare
+        if self.in_spare:
+            self._move()
+        return self.reserve(), self.in_large
 
     def run(self) -> None:
         try:
@@ -59,26 +91,27 @@ class _Worker:
 
 
 def scan_parallel(
-    walks: Sequence[Walk], spare: _pagemap.RegionBuffer, threads: int
+    walks: Sequence[Walk], spares: Sequence[_pagemap.RegionBuffer]
 ) -> tuple[_pagemap.RegionBuffer, int]:
     """The answers of walks over ascending ranges, in their order: a buffer and how many regions it holds.
 
-    The buffer may be `spare`. An error of any walk ends the others after their present walk.
+    One thread for each of `spares`, of which the buffer may be the first. An error of any walk ends the
+    others after their present walk.
     """
     queue = deque(enumerate(walks))
-    own = _Worker(queue, spare)
-    helpers: list[_Worker] = []
+    pages = sum(walk.end - walk.position for walk in walks) // PAGE_SIZE
+    own, *helpers = [_Worker(queue, spare, max(1, min(pages, MAX_ROOM))) for spare in spares]
     running: list[threading.Thread] = []
     began = time.perf_counter()
     try:
         while own.step():
-            each = (time.perf_counter() - began) / len(own.parts)
-            if not helpers and each * len(queue) > WORTH_A_THREAD:
-                room = HUGE // REGION_DTYPE.itemsize
-                helpers = [
-                    _Worker(queue, _pagemap.RegionBuffer(room)) for _ in range(min(threads - 1, len(queue)))
-                ]
-                for helper in helpers:
+            each = (time.perf_counter() - began) / len(own.ranks)
+            if not running and each * len(queue) > WORTH_A_THREAD:
+                crowded = own.ends[-1] * (len(queue) + 1) > len(spares) * own.spare.capacity
+                for helper in helpers[: len(queue)]:
+                    if crowded:
+                        own.reserve()
+                        helper.reserve()
                     thread = threading.Thread(target=helper.run, name="pagemap")
                     thread.start()
                     running.append(thread)
@@ -93,11 +126,16 @@ def scan_parallel(
 
 
 def _joined(workers: Sequence[_Worker]) -> tuple[_pagemap.RegionBuffer, int]:
-    total = sum(worker.length for worker in workers)
-    if total == workers[0].length:
-        return workers[0].buffer, total
-    parts = sorted((rank, k, first, n) for k, w in enumerate(workers) for rank, first, n in w.parts)
+    answers = [worker.answer() for worker in workers]
+    total = sum(length for _, length in answers)
+    if total == answers[0][1]:
+        return answers[0]
+    parts = [
+        (rank, source, first, end)
+        for worker, (source, _) in zip(workers, answers, strict=True)
+        for rank, first, end in zip(worker.ranks, [0, *worker.ends], worker.ends, strict=False)
+    ]
     buffer, length = _pagemap.RegionBuffer(total), 0
-    for _, k, first, n in parts:
-        length = buffer.append(length, workers[k].buffer, first, n)
+    for _, source, first, end in sorted(parts, key=lambda part: part[0]):
+        length = buffer.append(length, source, first, end - first)
     return buffer, length

@@ -38,7 +38,7 @@ SMALL_RANGE = _pagemap.SMALL_PAGES * PAGE_SIZE
 IN_PAGE = PAGE_SIZE - 1
 MIN_CHUNK = 16 << 20
 """Bytes of mapped memory that are worth handing to another thread."""
-CHUNKS_PER_WORKER = 16
+CHUNKS_PER_WORKER = 24
 CUT = 2 << 20
 """Chunks begin at multiples of this many bytes: no huge page belongs to two."""
 
@@ -334,18 +334,18 @@ class PageMap:
 
     def _collect(self, walk: Walk) -> RegionArray:
         spare = self._take_buffer()
-        return self._hand_over(spare, *collect(walk, spare))
+        return self._hand_over([spare], *collect(walk, spare))
 
     def _hand_over(
-        self, spare: _pagemap.RegionBuffer, buffer: _pagemap.RegionBuffer, length: int
+        self, spares: list[_pagemap.RegionBuffer], buffer: _pagemap.RegionBuffer, length: int
     ) -> RegionArray:
-        if buffer is spare:
+        if buffer is spares[0]:
             result = regions_of(buffer, length).copy()
         else:
             buffer.resize(length)
             result = regions_of(buffer, length)
-        if not self._spare and not self.closed:
-            self._spare.append(spare)
+        if not self.closed:
+            self._spare += spares
         return result
 
     def _scan_parallel(
@@ -354,8 +354,8 @@ class PageMap:
         ranges = self._mapped(start, end)
         bounds = list(itertools.pairwise(_cut_points(ranges, start, end, threads)))
         walks = [self._walk(pagemap, query, *part, None, ranges) for part in bounds]
-        spare = self._take_buffer()
-        return self._hand_over(spare, *scan_parallel(walks, spare, threads))
+        spares = [self._take_buffer() for _ in range(min(threads, len(walks)))]
+        return self._hand_over(spares, *scan_parallel(walks, spares))
 
 
 def _cut_points(ranges: npt.NDArray[np.uint64], start: int, end: int, threads: int) -> list[int]:
