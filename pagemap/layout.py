@@ -57,7 +57,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Pieces:
-    """VMAs, or the parts of them inside one range: from `starts` to `ends`, of the VMAs `rows`."""
+    """VMAs, or their parts inside one range: from `starts` to where the next begins, of the VMAs `rows`.
+
+    The hole behind a VMA belongs to its piece: a VMA that has grown into it since it was listed is
+    registered whole. One that is registered in part is two, which its process can no longer mremap.
+    """
 
     starts: npt.NDArray[Any]
     ends: npt.NDArray[Any]
@@ -76,7 +80,8 @@ def pieces(table: VmaTable, start: int, end: int) -> Pieces:
     """What is mapped between two addresses, VMA by VMA."""
     rows = table.array
     rows = rows[(rows["end"] > np.uint64(start)) & (rows["start"] < np.uint64(end))]
-    return Pieces(np.maximum(rows["start"], np.uint64(start)), np.minimum(rows["end"], np.uint64(end)), rows)
+    starts = np.maximum(rows["start"], np.uint64(start))
+    return Pieces(starts, np.append(starts[1:], np.uint64(end))[: len(starts)], rows)
 
 
 def huge_aligned(table: VmaTable, huge: dict[int, int], bounds: Regions) -> Regions:
