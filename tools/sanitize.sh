@@ -34,7 +34,8 @@ copy() {
 beyond_shadow="
     --ignore=tests/test_analysis.py --ignore=tests/test_cli.py --ignore=tests/test_fuzz_corpus.py
     --ignore=tests/test_docs.py --ignore=tests/test_leaks.py --ignore=tests/test_out_of_resources.py
-    --ignore=tests/test_soak.py --ignore=tests/test_targets_that_change.py
+    --ignore=tests/test_lifecycles.py --ignore=tests/test_soak.py --ignore=tests/test_targets_that_change.py
+    --ignore=tests/test_threads.py --ignore=tests/test_threads_stress.py
     --deselect=tests/test_another_process.py::test_as_much_is_resident_as_smaps_says
     --deselect=tests/test_another_process.py::test_the_engines_agree_about_all_of_it
     --deselect=tests/test_another_process.py::test_the_one_liner
