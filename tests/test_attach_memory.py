@@ -1,0 +1,238 @@
+"""An attached process: the pages reported are the pages it wrote, wherever it maps, grows or moves memory."""
+
+import itertools
+import os
+import random
+import shutil
+import struct
+import time
+
+import children
+import injection
+import pytest
+from witness import PAGE, is_canonical
+
+import pagemap
+from pagemap import regions
+
+PAGES = 64
+TIB = 1 << 40
+
+# Answers each line, an expression, with its value. Its memory comes from mmap(2) by ctypes: no neighbour
+# of Python's own shares a page with it.
+CHILD = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.mremap.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *3 * (ctypes.c_int,), ctypes.c_long)
+libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+libc.sbrk.argtypes = (ctypes.c_ssize_t,)
+PAGE = 4096
+SHARED, PRIVATE, FIXED, ANONYMOUS, NORESERVE = 1, 2, 0x10, 0x20, 0x4000
+NOHUGEPAGE = 15
+
+def check(address):
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), "mapping")
+    return address
+
+def map(pages, flags, at=None, fd=-1):
+    address = check(libc.mmap(at, pages * PAGE, 3, flags, fd, 0))
+    libc.madvise(address, pages * PAGE, NOHUGEPAGE)
+    return address
+
+def file(pages, flags):
+    import tempfile
+    with tempfile.TemporaryFile() as of:
+        of.write(b"page" * (pages * PAGE // 4))
+        of.flush()
+        return map(pages, flags, fd=of.fileno())
+
+def grow(pages):
+    start = -(-check(libc.sbrk(0)) // PAGE) * PAGE
+    check(libc.sbrk((pages + 1) * PAGE))
+    return start
+
+def move(address, pages, to):
+    # By way of a reservation, so that it cannot stay where it is.
+    return check(libc.mremap(address, pages * PAGE, to * PAGE, 1))
+
+def write(address, *pages):
+    for page in pages:
+        ctypes.memset(address + page * PAGE + page, page + 1, 3)
+
+def read(address, *pages):
+    return sum(ctypes.string_at(address + page * PAGE, 1)[0] for page in pages) >= 0
+
+print("ready", flush=True)
+for line in sys.stdin:
+    print(eval(line), flush=True)
+"""
+
+KINDS = {
+    "anonymous": f"map({PAGES}, PRIVATE | ANONYMOUS)",
+    "shared": f"map({PAGES}, SHARED | ANONYMOUS)",
+    "file_private": f"file({PAGES}, PRIVATE)",
+    "file_shared": f"file({PAGES}, SHARED)",
+}
+
+
+@pytest.fixture
+def child(need):
+    need("wp_async")
+    with children.target(CHILD) as target:
+        yield target
+
+
+def address_of(child, what):
+    return int(child.ask(what))
+
+
+def write(child, address, pages):
+    assert child.ask(f"write({', '.join(map(str, [address, *sorted(pages)]))})") == "None"
+
+
+def pages_at(found, address, count=PAGES):
+    """The pages that an answer names of `count` from an address, counted from there."""
+    assert is_canonical(found.tolist())
+    mask = regions.to_mask(found, address, address + count * PAGE)
+    return set(mask.nonzero()[0].tolist())
+
+
+def present(pid, address):
+    """By the word of /proc/PID/pagemap, bit 63."""
+    with open(f"/proc/{pid}/pagemap", "rb") as file:
+        file.seek(address // PAGE * 8)
+        entries = struct.unpack(f"={PAGES}Q", file.read(PAGES * 8))
+    return {page for page, entry in enumerate(entries) if entry >> 63}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reported_is_what_was_written(child, kind):
+    """Pages that were there, pages that were only read, and holes."""
+    address = address_of(child, KINDS[kind])
+    write(child, address, range(0, PAGES, 4))
+    assert child.ask(f"read({', '.join(map(str, [address, *range(PAGES // 2)]))})") == "True"
+    pick = random.Random(kind)
+    with pagemap.attach(child.pid) as tracker:
+        assert tracker.pid == child.pid
+        assert pages_at(tracker.collect(), address) == set()
+        for count in (1, 0, 9, 40, PAGES, 0, 3):
+            written = set(pick.sample(range(PAGES), count))
+            write(child, address, written)
+            assert pages_at(tracker.peek(), address) == written
+            assert pages_at(tracker.collect(), address) == written
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_mapping(child, kind):
+    with pagemap.attach(child.pid) as tracker:
+        address = address_of(child, KINDS[kind])
+        write(child, address, {1, 2, 50})
+        mapped = present(child.pid, address)
+        # The first write to a large folio of a file maps all of it: mm/memory.c, finish_fault.
+        assert mapped == {1, 2, 50} or (kind == "file_shared" and mapped > {1, 2, 50})
+        assert pages_at(tracker.collect(), address) == mapped
+        write(child, address, {2, 3})
+        assert pages_at(tracker.collect(), address) == {2, 3}
+        assert pages_at(tracker.collect(), address) == set()
+
+
+def test_the_heap_grows(child):
+    """brk(2), again and again: what was tracked stays tracked."""
+    with pagemap.attach(child.pid) as tracker:
+        earlier = []
+        for written in ({0, 5, 63}, {1}, {*range(PAGES)}):
+            address = address_of(child, f"grow({PAGES})")
+            write(child, address, written)
+            for other in earlier:
+                write(child, other, {7})
+            found = tracker.collect()
+            assert pages_at(found, address) >= written
+            assert all(7 in pages_at(found, other) for other in earlier)
+            earlier.append(address)
+        assert "[heap]" in list(tracker.vmas.names)
+
+
+def test_a_mapping_that_moves(child):
+    """Longer than before and with no room behind it: its populated pages are reported where they are now."""
+    address = address_of(child, f"map({PAGES * 2}, PRIVATE | ANONYMOUS)")
+    write(child, address, {1, 8, PAGES - 1})
+    with pagemap.attach(child.pid) as tracker:
+        moved = address_of(child, f"move({address}, {PAGES}, {PAGES * 2})")
+        assert moved != address
+        write(child, moved, {8, 100})
+        found = tracker.collect()
+        assert pages_at(found, moved, PAGES * 2) == {1, 8, PAGES - 1, 100}
+        assert pages_at(found, address) == set()
+        write(child, moved, {3, 100})
+        assert pages_at(tracker.collect(), moved, PAGES * 2) == {3, 100}
+
+
+@pytest.mark.parametrize(("before", "after"), [*itertools.product(("PRIVATE", "SHARED"), repeat=2)])
+def test_other_memory_at_the_same_address(child, before, after):
+    address = address_of(child, f"map({PAGES}, {before} | ANONYMOUS)")
+    write(child, address, range(PAGES))
+    with pagemap.attach(child.pid) as tracker:
+        for written in ({1, 9}, {9, 33}):
+            assert address_of(child, f"map({PAGES}, {after} | ANONYMOUS | FIXED, {address})") == address
+            write(child, address, written)
+            assert pages_at(tracker.collect(), address) >= written
+            write(child, address, {40})
+            assert pages_at(tracker.collect(), address) == {40}
+
+
+def test_unmapped_and_mapped_again_between_two_rounds(child):
+    address = address_of(child, f"map({PAGES}, PRIVATE | ANONYMOUS)")
+    write(child, address, range(8))
+    with pagemap.attach(child.pid) as tracker:
+        for page in range(8, 20):
+            assert child.ask(f"libc.munmap({address}, {PAGES} * PAGE)") == "0"
+            assert address_of(child, f"map({PAGES}, PRIVATE | ANONYMOUS | FIXED, {address})") == address
+            write(child, address, {page})
+            assert page in pages_at(tracker.collect(), address)
+            write(child, address, {0})
+            assert 0 in pages_at(tracker.collect(), address)
+
+
+def page_tables(pid):
+    return int(injection.status(pid, "VmPTE").split()[0]) * 1024
+
+
+def test_a_reservation_of_a_tebibyte_costs_nothing(child):
+    """Protection markers for its holes would take 2 GiB of page tables."""
+    address = address_of(child, f"map({TIB // PAGE}, PRIVATE | ANONYMOUS | NORESERVE)")
+    write(child, address, {0})
+    before = page_tables(child.pid)
+    begin = time.monotonic()
+    with pagemap.attach(child.pid) as tracker:
+        for far in (0, TIB // PAGE - 1, TIB // PAGE // 2 + 3):
+            assert child.ask(f"ctypes.memset({address} + {far} * PAGE, 1, 1) > 0") == "True"
+            found = tracker.collect()
+            found = regions.clip(found, address, address + TIB)
+            assert found[["start", "end"]].tolist() == [(address + far * PAGE, address + (far + 1) * PAGE)]
+        assert time.monotonic() - begin < 5
+        assert page_tables(child.pid) - before < 1 << 20
+
+
+@pytest.mark.xfail(
+    os.geteuid() == 0,
+    raises=ValueError,
+    strict=True,
+    reason="a look for swapped pages is rounded up to whole huge pages, beyond the end of the address space",
+)
+def test_a_stack_at_the_very_end_of_the_address_space(need):
+    """Without randomization (a debugger's choice) it ends where user addresses do: at no huge page's end."""
+    need("wp_async")
+    if not shutil.which("setarch"):
+        pytest.skip("needs setarch (Debian: util-linux)")
+    with injection.running("setarch", "-R", injection.program("busy"), 1) as target:
+        for _ in range(3):
+            with pagemap.attach(target.pid) as tracker:
+                deadline = time.monotonic() + children.LIMIT
+                while not len(tracker.collect()):
+                    assert time.monotonic() < deadline
+        words, status = injection.end(target)
+        assert (words.split()[0], status) == ("ok", 0), words
