@@ -46,4 +46,5 @@ def describe() -> dict[str, str]:
         "memory": f"{memory_kib / (1 << 20):.0f} GiB",
         "Python": f"{platform.python_version()}, NumPy {np.__version__}",
         "load": f"{os.getloadavg()[1]:.1f} (the benchmark itself is 1)",
+        "scheduling": "real time" if os.sched_getscheduler(0) == os.SCHED_FIFO else "ordinary",
     }
