@@ -202,9 +202,14 @@ class PageMap:
 
     def _raise(self, error: OSError) -> NoReturn:
         explained = self._explain(error)
-        if explained is error:
-            raise error
-        raise explained from error
+        try:
+            if explained is error:
+                raise error
+            raise explained from error
+        finally:
+            # A frame that holds its own exception is a cycle, and descriptors in its callers' frames would
+            # stay open past close(), until the garbage is collected.
+            del explained, error
 
     # Questions
 

@@ -291,3 +291,20 @@ def test_lives():
     run_state_machine_as_test(
         Lives, settings=settings(max_examples=25, stateful_step_count=25, deadline=None)
     )
+
+
+def test_close_closes_at_once_whatever_was_refused_before():
+    """With no help of the garbage collector: no exception that was caught keeps a file open."""
+    with children.idle() as target:
+        pagemap.features()
+        before = descriptors()
+        gc.disable()
+        try:
+            pm = PageMap(target.pid)
+            target.kill()
+            for call in (pm.scan, pm.vmas, lambda: pm.entries(0, PAGE), lambda: list(pm.iter_scan())):
+                assert refuses(ProcessLookupError, call)
+            pm.close()
+            assert descriptors() == before
+        finally:
+            gc.enable()
