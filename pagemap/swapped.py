@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from . import regions
 from .categories import Category
+from .features import address_space_end
 from .layout import region_array
 from .query import Query
 from .scanner import PageMap
@@ -29,7 +30,7 @@ _CHUNK = 256 << 20
 def without_markers(pagemap: PageMap, found: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The pages among `found`, which a scan called swapped, that hold something: now in swap or in memory."""
     unit = np.uint64(_UNIT)
-    ends = (found["end"] + unit - np.uint64(1)) // unit * unit
+    ends = np.minimum((found["end"] + unit - np.uint64(1)) // unit * unit, np.uint64(address_space_end()))
     extents = regions.coalesce(region_array(found["start"] // unit * unit, ends))
     parts = [found[:0]]
     for first, end in zip(extents["start"].tolist(), extents["end"].tolist(), strict=True):

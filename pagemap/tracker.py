@@ -401,7 +401,7 @@ class DirtyTracker(Tracker):
         return {name: self._scan(query, ranges) for name, (query, ranges) in watched.items() if len(ranges)}
 
     def _holding(self, ranges: Regions) -> Regions:
-        """Pages in memory or in swap; with them, where this user may not see more, markers on protected holes."""
+        """Pages in memory or in swap; with them, where this user cannot tell, markers on protected holes."""
         found = self._scan(_STATE, ranges)
         present = found["categories"] != 0
         return union(regions.relabel(found[present], 0), self._in_swap(found[~present]))

@@ -1,7 +1,6 @@
 """An attached process: the pages reported are the pages it wrote, wherever it maps, grows or moves memory."""
 
 import itertools
-import os
 import random
 import shutil
 import struct
@@ -217,12 +216,6 @@ def test_a_reservation_of_a_tebibyte_costs_nothing(child):
         assert page_tables(child.pid) - before < 1 << 20
 
 
-@pytest.mark.xfail(
-    os.geteuid() == 0,
-    raises=ValueError,
-    strict=True,
-    reason="a look for swapped pages is rounded up to whole huge pages, beyond the end of the address space",
-)
 def test_a_stack_at_the_very_end_of_the_address_space(need):
     """Without randomization (a debugger's choice) it ends where user addresses do: at no huge page's end."""
     need("wp_async")
