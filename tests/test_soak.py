@@ -8,9 +8,9 @@ from pagemap.layout import pieces
 
 
 def test_a_little_of_it():
-    first, last, lives = soak.soak(5, lifetime=2)
+    first, last, lives = soak.soak(5, lifetime=1)
     soak.check(first, last)
-    assert lives >= 6, "three targets or more died"
+    assert lives >= 2, "as many targets died"
 
 
 def test_the_check_notices():
