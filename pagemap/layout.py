@@ -57,11 +57,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Pieces:
-    """VMAs, or their parts inside one range: from `starts` to where the next begins, of the VMAs `rows`.
-
-    The hole behind a VMA belongs to its piece: a VMA that has grown into it since it was listed is
-    registered whole. One that is registered in part is two, which its process can no longer mremap.
-    """
+    """VMAs, or the parts of them inside some ranges: from `starts` to `ends`, of the VMAs `rows`."""
 
     starts: npt.NDArray[Any]
     ends: npt.NDArray[Any]
@@ -76,12 +72,14 @@ class Pieces:
         return int(self.rows["start"][index]), int(self.rows["end"][index])
 
 
-def pieces(table: VmaTable, start: int, end: int) -> Pieces:
-    """What is mapped between two addresses, VMA by VMA."""
+def pieces(table: VmaTable, inside: Regions) -> Pieces:
+    """What is mapped in some ranges, VMA by VMA."""
     rows = table.array
-    rows = rows[(rows["end"] > np.uint64(start)) & (rows["start"] < np.uint64(end))]
-    starts = np.maximum(rows["start"], np.uint64(start))
-    return Pieces(starts, np.append(starts[1:], np.uint64(end))[: len(starts)], rows)
+    marked = region_array(rows["start"], rows["end"])
+    marked["categories"] = 1 + np.arange(len(rows)) % 2  # neighbours differ, and stay apart
+    parts = regions.intersection(marked, regions.relabel(inside, 0))
+    index = np.searchsorted(rows["start"], parts["start"], "right") - 1
+    return Pieces(parts["start"], parts["end"], rows[index])
 
 
 def huge_aligned(table: VmaTable, huge: dict[int, int], bounds: Regions) -> Regions:

@@ -7,7 +7,6 @@ between rounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -19,20 +18,16 @@ from .errors import UnsupportedError
 from .features import address_space_end, features
 from .layout import (
     Layout,
-    Pieces,
     aligned,
     bridged,
     huge_aligned,
     huge_devices,
-    layout,
-    pieces,
     pmd_size,
     region_array,
-    restricted,
-    smaps_page_size,
 )
-from .maps import Vma, VmaTable
+from .maps import Vma
 from .query import Query
+from .registration import Registration, page_size_finder
 from .scanner import FIRST, PageMap
 from .softdirty import SoftDirtyTracker
 from .swapped import SWAPPED, without_markers
@@ -43,10 +38,6 @@ from .walk import HUGE, IoctlWalk, regions_of
 Granularity = Literal["native", "page"]
 TrackMode = Literal["write", "access"]
 
-Listing = bytes | list[tuple[int, int, int, int]]
-"""The text of /proc/PID/maps, or what PROCMAP_QUERY says of some VMAs."""
-
-FEW_VMAS = 16
 HUGE_REGIONS = HUGE // REGION_DTYPE.itemsize
 
 _BARE = Category(0)
@@ -55,19 +46,6 @@ _STATE = Query(any_of=Category.PRESENT | Category.SWAPPED, report=Category.PRESE
 _RESIDENT = Query(require=Category.PRESENT, report=_BARE)
 _OWN_COPIES = Query(require=Category.PRESENT, exclude=Category.FILE, report=_BARE)
 _MAPPED_HUGE = Query(require=Category.PRESENT | Category.HUGE, report=_BARE)
-
-
-def page_size_finder(pagemap: PageMap) -> Callable[[int], int]:
-    """Looks up the page size in bytes of the VMA at an address."""
-    if not features().procmap_query:
-        return lambda address: smaps_page_size(pagemap.pid, address)
-
-    def look_up(address: int) -> int:
-        maps = pagemap._open_maps()
-        found = _pagemap.query_vma(maps.fd, address)
-        return found[2] if found is not None and found[0] <= address else PAGE_SIZE
-
-    return look_up
 
 
 class DirtyTracker(Tracker):
@@ -92,7 +70,6 @@ class DirtyTracker(Tracker):
         super().__init__(pagemap, uffd.mode.category)
         self._uffd = uffd
         self._bounds = bounds
-        self._whole = region_array([0], [address_space_end()])
         self._sparse = sparse
         self._split_huge = granularity == "page"
         self._keep_alive = keep_alive
@@ -101,21 +78,20 @@ class DirtyTracker(Tracker):
         self._stage: Regions = NOTHING
         self._buffer = _pagemap.RegionBuffer(FIRST)
         self._overflow: _pagemap.RegionBuffer | None = None
-        self._refused: dict[tuple[int, int], int] = {}
-        self._listed: Listing | None = None
-        self._parts: list[Pieces] = []
-        self._vma_count = 0
-        self._layout: Layout | None = None
+        whole = region_array([0], [address_space_end()])
+        self._registration = Registration(
+            pagemap, uffd, whole if bounds is None else bounds, everything=bounds is None
+        )
         self._resident: dict[str, Regions] = {}
-        # Sparse tracking: the extents, in units of a page table, that are protected; all else is holes.
+        # What is protected; with sparse tracking extents in units of a page table, and all else is holes.
         self._hull: Regions = NOTHING
         self._late: Regions = NOTHING
         self._pinned: Layout | None = None
         try:
-            whole = self._refresh()
-            self._start(whole)
+            found = self._refresh()
+            self._start(found)
             if pinned:
-                self._pinned = whole
+                self._pinned = found
         except BaseException:
             self.close()
             raise
@@ -126,90 +102,16 @@ class DirtyTracker(Tracker):
 
         Those among them that are writable are reported whole, as far as they are populated, each round.
         """
-        if not self._refused:
-            return []
-        return [
-            (vma, REFUSALS.get(self._refused[vma.start, vma.end], "the kernel refuses"))
-            for vma in self._table
-            if (vma.start, vma.end) in self._refused
-        ]
+        return self._registration.refused_vmas()
 
     # Which memory
 
-    def _listing(self) -> Listing:
-        """The VMAs as they stand now: equal to an earlier one where nothing was mapped or unmapped.
-
-        A few VMAs are looked up one by one, which is cheaper than the text of all.
-        """
-        bounds = self._bounds
-        if bounds is None or self._vma_count > FEW_VMAS or not features().procmap_query:
-            return self._pagemap._maps_text()
-        maps = self._pagemap._open_maps()
-        found = []
-        for start, end in zip(bounds["start"].tolist(), bounds["end"].tolist(), strict=True):
-            while start < end and (vma := _pagemap.query_vma(maps.fd, start)) is not None:
-                found.append(vma)
-                start = vma[1]
-        return found
-
     def _refresh(self) -> Layout:
-        """Registers what is new, and sorts what there is by the care that it needs.
-
-        All is registered again each round: another VMA may have taken the place of one, bounds and all.
-        What does so afterwards is not registered, and a protecting scan passes it by. Where hugetlb was
-        registered, the VMAs are listed again: it is then seen as hugetlb, be it as new as it may.
-        """
         if self._pinned is not None:
             return self._pinned
-        bounds = self._whole if self._bounds is None else self._bounds
-        listing = self._listing()
-        if listing != self._listed:
-            self._layout = None
-            self._table = table = VmaTable.parse(
-                listing if isinstance(listing, bytes) else self._pagemap._maps_text()
-            )
-            self._parts = [pieces(table, int(start), int(end)) for start, end, _ in bounds.tolist()]
-            self._vma_count = sum(len(part.starts) for part in self._parts)
-            self._listed = listing
-        refused, self._refused = self._refused, {}
-        has_huge = [self._register(part) for part in self._parts]
-        if any(has_huge):
-            self._listed = None
-            self._table = self._pagemap.vmas()
-            huge = huge_devices(self._table, page_size_finder(self._pagemap))
-            return restricted(layout(self._table, huge, self._refused), bounds)
-        if self._layout is None or refused != self._refused:
-            self._layout = restricted(layout(self._table, {}, self._refused), bounds)
-        return self._layout
-
-    def _register(self, part: Pieces) -> bool:
-        """All of it in one call, as a rule; where something is refused, halves find what."""
-        if not len(part.starts):
-            return False
-        try:
-            return self._uffd.register(int(part.starts[0]), int(part.ends[-1]))
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise self._gone_or(error) from error
-            if len(part.starts) == 1:
-                self._refused[part.vma(0)] = error.errno
-                return False
-            half = len(part.starts) // 2
-            return self._register(part.slice(0, half)) | self._register(part.slice(half, None))
-
-    def _protect(self, start: int, end: int) -> None:
-        try:
-            self._uffd.protect(start, end)
-        except OSError as error:
-            raise self._gone_or(error) from error
-
-    def _gone_or(self, error: OSError) -> OSError:
-        """ProcessLookupError where that is the reason: a userfaultfd says ENOMEM of memory that has gone."""
-        try:
-            self._pagemap._maps_text()
-        except ProcessLookupError as gone:
-            return gone
-        return error
+        whole = self._registration.refresh(self._hull)
+        self._table = self._registration.table
+        return whole
 
     # One walk
 
@@ -298,9 +200,10 @@ class DirtyTracker(Tracker):
             self._gather()
         else:
             self._check_bounds(self._bounds, whole)
+            self._hull = self._bounds
             swapped = self._scan(SWAPPED, whole.copied)  # now, as there are no markers yet
             for start, end in zip(self._bounds["start"].tolist(), self._bounds["end"].tolist(), strict=True):
-                self._protect(start, end)
+                self._registration.protect(start, end)
             if self._split_huge:
                 self._split(whole.plain)
             self._resident = self._residency(whole)
@@ -309,8 +212,8 @@ class DirtyTracker(Tracker):
         self._stage = self._found = NOTHING
 
     def _check_bounds(self, bounds: Regions, whole: Layout) -> None:
-        if self._refused:
-            (start, end), code = next(iter(self._refused.items()))
+        if self._registration.refused:
+            (start, end), code = next(iter(self._registration.refused.items()))
             raise OSError(code, f"cannot track {start:#x}-{end:#x}: {REFUSALS[code]}")
         missing = regions.difference(bounds, whole.everything())
         if len(missing):
@@ -373,7 +276,7 @@ class DirtyTracker(Tracker):
         found = self._stage
         self._accept()
         for start, end in zip(found["start"].tolist(), found["end"].tolist(), strict=True):
-            self._protect(start, end)
+            self._registration.protect(start, end)
 
     def _split(self, ranges: Regions) -> None:
         """Maps transparent huge pages by small ones, so that a write is 4 KiB of dirt.
@@ -387,7 +290,7 @@ class DirtyTracker(Tracker):
             for address in range(first, int(region["end"]) - size + 1, size):
                 page = self._labelled(region_array([address], [address + PAGE_SIZE]))
                 self._stage = union(self._stage, page)
-                self._protect(address, address + PAGE_SIZE)
+                self._registration.protect(address, address + PAGE_SIZE)
 
     # What the scan does not tell
 
@@ -395,7 +298,11 @@ class DirtyTracker(Tracker):
         """Where memory is populated whose loss of content (MADV_DONTNEED) no scan reports."""
         if not self._writes:
             return {}
-        watched = {"copied": (_OWN_COPIES, whole.copied), "huge": (_RESIDENT, whole.huge)}
+        watched = {
+            "copied": (_OWN_COPIES, whole.copied),
+            "huge": (_RESIDENT, whole.huge),
+            "opaque": (_POPULATED, whole.opaque),
+        }
         if not features().wp_drop:
             watched["plain"] = (_POPULATED, whole.plain)
         return {name: self._scan(query, ranges) for name, (query, ranges) in watched.items() if len(ranges)}

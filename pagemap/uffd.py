@@ -91,6 +91,16 @@ class Userfault:
                 continue
             return
 
+    def unprotect(self, start: int, end: int) -> None:
+        """Lifts the protection of a registered range. Retries after a fork."""
+        descriptor = self._fd()
+        while True:
+            try:
+                _pagemap.uffd_protect(descriptor.fd, start, end, self.mode.register, 0)
+            except BlockingIOError:
+                continue
+            return
+
     def unregister(self, start: int, end: int) -> None:
         descriptor = self._fd()
         _pagemap.uffd_unregister(descriptor.fd, start, end)

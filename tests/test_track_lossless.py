@@ -360,3 +360,20 @@ def test_all_gone(make):
         assert len(tracker.collect()) == 0
         assert len(tracker.peek()) == 0
         tracker.close()
+
+
+def test_a_neighbour_that_merges_with_what_is_moved():
+    """mremap() drops the registration of all that it merges with, whose pages keep their protection marks."""
+    with Memory(64) as memory:
+        memory.write(*range(24))
+        memory.unmap(24, 40)
+        memory.replace(48, 16, READ | WRITE, PRIVATE | ANONYMOUS)
+        with pagemap.track((memory.at(0), memory.at(24)), (memory.at(48), memory.at(64))) as tracker:
+            remap(memory.at(0), 8 * PAGE, memory.at(48))
+            tracker.collect()
+            remap(memory.at(48), 8 * PAGE, memory.at(0))  # back to where it fits
+            memory.write(20)
+            assert 20 in pages_in(tracker.peek(), memory)
+            assert 20 in pages_in(tracker.collect(), memory)
+            memory.write(20, 21)
+            assert pages_in(tracker.collect(), memory) == {20, 21}
