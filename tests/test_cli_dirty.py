@@ -1,7 +1,10 @@
 """`pagemap dirty` on a real process: what it prints is what the process wrote."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -79,9 +82,10 @@ def test_ends_after_count_with_a_summary(target):
         text, errors = command.communicate(timeout=20)
     assert (command.returncode, errors) == (0, "")
     lines = text.splitlines()
-    assert len(lines) == 4
-    assert all("pages/s" in line for line in lines[:3])
-    assert f"({target.pid}) wrote" in lines[3]
+    assert len(lines) == 5
+    assert re.search(rf"\({target.pid}\) is attached to: it stood still for \d+ µs", lines[0])
+    assert all("pages/s" in line for line in lines[1:4])
+    assert f"({target.pid}) wrote" in lines[4]
 
 
 def test_ctrl_c_shows_the_summary_and_no_traceback(target):
@@ -93,6 +97,67 @@ def test_ctrl_c_shows_the_summary_and_no_traceback(target):
     assert "Traceback" not in errors
     assert f"({target.pid}) wrote" in text
     write(target, 1)  # it goes on
+
+
+def test_ctrl_c_counts_what_was_written_up_to_then(target):
+    with dirty(target.pid, "--interval", "1h") as command:
+        assert "is attached to" in command.stdout.readline()
+        write(target, 777)
+        command.send_signal(signal.SIGINT)
+        text, _ = command.communicate(timeout=20)
+    assert command.returncode == 130
+    total = int(re.search(r"wrote (\d+) pages", text)[1])
+    assert 777 <= total < 777 + 200  # and what the interpreter needs to do so
+
+
+def test_live_on_a_terminal(target):
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "12"}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(
+        [sys.executable, "-m", "pagemap", "dirty", str(target.pid), "-i", "500ms", "-n", "3"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+    ) as command:
+        os.close(theirs)
+        output = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while chunk := os.read(ours, 65536):
+                if not output:
+                    write(target, 777)  # the first line says that it is attached
+                output += chunk
+        os.close(ours)
+        assert (command.wait(20), command.stderr.read()) == (0, "")
+    text = output.decode()
+    assert text.count("\x1b[2K") >= 2  # lines that are drawn anew
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "")
+    last = plain[plain.rindex("pages/s") :]
+    assert re.search(r" all *$", last, re.MULTILINE)
+    assert f"({target.pid}) wrote" in last
+    table = plain[plain.index("pages/s") :]
+    rows = re.findall(
+        r"^ *[\d,]+ +[\d,.]+ +(3\.\d) MiB +\S+ \S+ +([0-9a-f]+) +anonymous", table, re.MULTILINE
+    )
+    # 777 pages are 3.04 MiB; the VMA may have merged with another below.
+    assert any(float(total) < 3.3 and int(address, 16) <= target.start for total, address in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["self"], "give another process"),
+        (["1", "--interval", "0"], "--interval must be positive"),
+        (["1", "--count", "0"], "0 is not in the range"),
+        (["redis"], "'redis' is no process id"),
+    ],
+)
+def test_wrong_usage(arguments, says):
+    with dirty(*arguments) as command:
+        text, errors = command.communicate(timeout=20)
+    assert (command.returncode, text) == (2, "")
+    assert says in errors
 
 
 def test_a_target_that_exits_is_named(target):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +17,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pagemap import PAGE_SIZE, Tracker, regions
+from pagemap import PAGE_SIZE, DirtyTracker, Tracker, regions
 from pagemap.attach import attach
 
-from ._output import console, new_table, printable, size
+from ._output import console, new_table, pages, printable, size
 from ._params import ProcessId
 from ._series import Duration
 from .scan import program_name
 
-SHOWN = 15
-"""VMAs in the table."""
+AROUND_TABLE = 9
+"""Lines of a terminal that are not for VMAs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,13 @@ Examples:
 The process stands still for some microseconds when it is attached to; then each
 first write to a page in an interval costs it about one. A line of --json has
 time_ns (CLOCK_MONOTONIC), seconds, pages, bytes, regions (their number), and vmas:
-start, end, name, pages of each VMA that was written, hottest first.""",
+start, end, name, pages of each VMA that was written, hottest first.
+
+\b
+Ctrl-C ends the last interval early, prints the sum and ends with code 130. When the
+process exits or replaces its program (execve), the code is 1; what it wrote in its
+last interval is lost with it. Needs the rights of ptrace: the same user and
+kernel.yama.ptrace_scope 0, or sudo.""",
 )
 @click.argument("pid", type=ProcessId())
 @click.option("-i", "--interval", type=Duration(), default="1s", show_default=True, help="Between two looks.")
@@ -63,6 +71,10 @@ start, end, name, pages of each VMA that was written, hottest first.""",
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for scripts.")
 def command(pid: int, interval: float, count: int | None, as_json: bool) -> None:
     """What process PID writes: pages and MiB per second, by VMA, hottest first. Refreshed until Ctrl-C."""
+    if pid == os.getpid():
+        raise click.UsageError("this command's own writes say nothing: give another process")
+    if interval <= 0:
+        raise click.UsageError("--interval must be positive")
     with attach(pid) as tracker:
         if as_json:
             for each in rounds(tracker, interval, count):
@@ -71,11 +83,19 @@ def command(pid: int, interval: float, count: int | None, as_json: bool) -> None
             watch(tracker, interval, count)
 
 
-def rounds(tracker: Tracker, interval: float, count: int | None) -> Any:
+def rounds(tracker: Tracker, interval: float, count: int | None) -> Iterator[Round]:
+    """The rounds, and at Ctrl-C what was written since the last of them."""
     before = time.monotonic_ns()
-    for now, found in tracker.rounds(interval, count):
-        yield Round(now, (now - before) / 1e9, found, written_vmas(tracker, found))
-        before = now
+    try:
+        for now, found in tracker.rounds(interval, count):
+            yield Round(now, (now - before) / 1e9, found, written_vmas(tracker, found))
+            before = now
+    except KeyboardInterrupt:
+        with contextlib.suppress(ProcessLookupError):  # on a terminal, Ctrl-C may have ended it, too
+            now = time.monotonic_ns()
+            found = tracker.collect()
+            yield Round(now, (now - before) / 1e9, found, written_vmas(tracker, found))
+        raise
 
 
 def written_vmas(tracker: Tracker, found: npt.NDArray[Any]) -> list[tuple[int, int, str, int]]:
@@ -98,41 +118,76 @@ def as_record(each: Round) -> dict[str, Any]:
 
 def watch(tracker: Tracker, interval: float, count: int | None) -> None:
     out = console()
-    name = printable(program_name(tracker.pid))
+    program = f"{printable(program_name(tracker.pid))} ({tracker.pid})"
     total, begin = 0, time.monotonic()
+    by_vma: dict[tuple[int, str], int] = {}
+    stopped = tracker.stopped_us
+    how = "by soft-dirty bits" if stopped is None else f"it stood still for {stopped:.0f} µs"
     with contextlib.ExitStack() as stack:
-        live = stack.enter_context(Live(console=out, auto_refresh=False)) if out.is_terminal else None
         try:
+            out.print(f"{program} is attached to: {how}")
+            live = stack.enter_context(Live(console=out, auto_refresh=False)) if out.is_terminal else None
             for each in rounds(tracker, interval, count):
                 total += each.pages
+                for start, _, name, written in each.vmas:
+                    by_vma[start, name] = by_vma.get((start, name), 0) + written
                 if live is not None:
-                    live.update(picture(name, tracker, each, total), refresh=True)
+                    room = max(out.height - AROUND_TABLE, 1)
+                    live.update(picture(each, by_vma, total, room), refresh=True)
                 else:
-                    out.print(rate(each), end="")
-                    out.print(
-                        "".join(f"  {shown(vma[2])} {size(vma[3] * PAGE_SIZE)}" for vma in each.vmas[:3])
-                    )
+                    hottest = (f"  {shown(vma[2])} {pages(vma[3])}" for vma in each.vmas[:3])
+                    out.print(rate(each), *hottest, sep="")
         finally:
+            stack.close()  # the table stays, and what follows goes below it
             seconds = time.monotonic() - begin
-            out.print(f"{name} ({tracker.pid}) wrote {size(total * PAGE_SIZE)} of pages in {seconds:.1f} s")
+            out.print(f"{program} wrote {total} pages, {size(total * PAGE_SIZE)}, in {seconds:.1f} s")
+            for line in untracked(tracker):
+                out.print(line)
+
+
+def rates(count: int, seconds: float) -> tuple[str, str]:
+    """Pages and MiB per second."""
+    per_second = count / seconds if seconds else 0.0
+    return f"{per_second:,.0f}", f"{per_second * PAGE_SIZE / (1 << 20):,.1f}"
 
 
 def rate(each: Round) -> str:
-    per_second = each.pages / each.seconds if each.seconds else 0.0
-    return f"{per_second:10,.0f} pages/s {per_second * PAGE_SIZE / (1 << 20):10,.1f} MiB/s"
+    by_page, by_size = rates(each.pages, each.seconds)
+    return f"{by_page:>10} pages/s {by_size:>10} MiB/s"
 
 
 def shown(name: str) -> str:
     return printable(name) or "anonymous"
 
 
-def picture(name: str, tracker: Tracker, each: Round, total: int) -> Table:
+def untracked(tracker: Tracker) -> list[str]:
+    """What may be written unseen, and is counted whole therefore."""
+    refused = tracker.refused if isinstance(tracker, DirtyTracker) else []
+    return [
+        f"{vma.start:x} {shown(vma.name)} cannot be tracked, all of it counts as written: {why}"
+        for vma, why in refused
+        if "w" in vma.permissions
+    ]
+
+
+def picture(each: Round, by_vma: dict[tuple[int, str], int], total: int, room: int) -> Table:
+    """The hottest `room` VMAs of a round, what the others make together, and all."""
     table = new_table()
-    table.title = f"{name} ({tracker.pid}): {rate(each).strip()}, {size(total * PAGE_SIZE)} in all"
-    table.title_justify = "left"
-    for heading in ("written", "of", "address"):
+    for heading in ("pages/s", "MiB/s", "total", "of", "address"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("name", overflow="fold")
-    for start, end, vma_name, pages in each.vmas[:SHOWN]:
-        table.add_row(size(pages * PAGE_SIZE), size(end - start), f"{start:x}", Text(shown(vma_name)))
+    table.add_column("name", no_wrap=True)
+    for start, end, name, written in each.vmas[:room]:
+        table.add_row(
+            *rates(written, each.seconds),
+            pages(by_vma[start, name]),
+            size(end - start),
+            f"{start:x}",
+            Text(shown(name)),
+        )
+    others = each.vmas[room:]
+    if others:
+        rest = rates(sum(vma[3] for vma in others), each.seconds)
+        table.add_row(*rest, "", "", "", Text(f"{len(others)} more VMAs", style="dim"))
+    table.add_section()
+    table.add_row(*rates(each.pages, each.seconds), pages(total), "", "", Text("all"), style="bold")
     return table
