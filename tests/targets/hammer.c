@@ -5,9 +5,9 @@
  * As a library (-shared), for memory of the process that tracks itself: hammer_add(), hammer_start(),
  * hammer_stop().
  *
- * As a program (-DPROGRAM), for one that is tracked from outside: it makes its areas itself, and maps, unmaps,
- * moves and grows them all the time. Prints "ready"; after a line of input the threads have stopped, and it
- * prints a line with the START and LENGTH of each area and holds still until the end of its input.
+ * As a program (-DPROGRAM), for one that is tracked from outside: it makes its areas itself, and maps,
+ * unmaps, moves and grows them all the time. Prints "ready"; after a line of input the threads have stopped,
+ * and it prints a line with the START and LENGTH of each area and holds still until the end of its input.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -57,7 +57,8 @@ write_to(char *page, uint64_t choice)
     if (choice % 64 == 0) {
         memset(page, (int)(choice >> 8), PAGE);
     } else if (choice % 64 == 1) {
-        if (read(random_fd, page + choice / 64 % 2048, 256) != 256) { /* more, and a signal may interrupt it */
+        if (read(random_fd, page + choice / 64 % 2048, 256) !=
+            256) { /* more, and a signal may interrupt it */
             abort();
         }
     } else {
@@ -200,7 +201,7 @@ change(struct area *area, uint64_t *state)
         munmap(area->start, area->length);
         *area = (struct area){map(length, MAP_PRIVATE), length, true, true};
         break;
-    case 1: /* longer or shorter, moved when it has to */
+    case 1:                                            /* longer or shorter, moved when it has to */
         if (area->may_drop || length < area->length) { /* shared memory has no pages behind its end */
             move(area, length, NULL);
         }
