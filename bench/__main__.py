@@ -1,4 +1,4 @@
-"""python -m bench [--quick] [--realtime]: runs all benchmarks, shows how far it is, and renders the report."""
+"""python -m bench: runs all benchmarks, shows how far it is, and renders the report."""
 
 from __future__ import annotations
 
