@@ -368,10 +368,10 @@ Written by `make bench` (`python -m bench`); the numbers are in [benchmarks.json
 {machine}
 
 Each line compares two ways to the same answer, on the same memory, in turns (A B A B …) in one process:
-what disturbs one disturbs the other, and the ratio holds on a noisy machine. Ratios are medians over the
-rounds, with the least and the largest. The answers are compared with each other once, outside the timing.
-Set-up, writing and freeing are not timed. `pagemap bench` does a part of this on your machine, without a
-compiler.
+what disturbs one disturbs the other, and the ratio holds on a noisy machine. Each is timed right after an
+untimed run of its own, or after the writes of its round. Ratios are medians over the rounds, with the least
+and the largest. The answers are compared with each other once, outside the timing. Set-up, writing and
+freeing are not timed. `pagemap bench` does a part of this on your machine, without a compiler.
 
 ![Ratios](benchmarks-resident.png)
 

@@ -56,6 +56,10 @@ class Round:
         if self.writes.step:
             baseline.touch(self.memory.start, self.memory.end, self.writes.step)
 
+    def before(self, write: Callable[[], None]) -> Callable[[], None] | None:
+        """What comes before each timed run: nothing where nothing is written."""
+        return write if self.writes.step else None
+
     def after_writing(self, collect: Callable[[], Spans]) -> Callable[[], Spans]:
         def answer() -> Spans:
             self.tracker.collect()
@@ -116,7 +120,7 @@ def test_round(pair: Pair, rounds: Round, other: str) -> None:
         f"written: {rounds.writes.label}",
         collect(rounds),
         OTHERS[other](rounds),
-        before=rounds.write,
+        before=rounds.before(rounds.write),
         pages=rounds.memory.pages,
     )
 
@@ -146,7 +150,7 @@ def test_write_barrier(pair: Pair, rounds: Round) -> None:
             f"written: {writes.label}",
             collect(rounds),
             Alternative("C, mprotect + SIGSEGV", barrier.collect, answer),
-            before=write,
+            before=rounds.before(write),
             pages=rounds.memory.pages,
         )
 
@@ -169,7 +173,7 @@ def test_soft_dirty(pair: Pair, rounds: Round) -> None:
         f"written: {rounds.writes.label}",
         collect(rounds),
         other,
-        before=rounds.write,
+        before=rounds.before(rounds.write),
         pages=rounds.memory.pages,
     )
 

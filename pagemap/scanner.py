@@ -29,8 +29,8 @@ Engine = Literal["auto", "scan", "read"]
 
 BATCH = 65536
 """Regions in a batch of iter_scan() (1.5 MiB): enough of them to forget what a batch costs."""
-FIRST = 16384
-"""Regions in the buffer of a scan (384 KiB), kept warm from scan to scan; more are appended to huge pages."""
+FIRST = 8192
+"""Regions in the buffer of a scan (192 KiB), kept warm from scan to scan; more are appended to huge pages."""
 SMALL_RESULT = 4096
 """Results up to so many regions are copied out of a warm buffer; larger ones take it along."""
 SMALL_RANGE = _pagemap.SMALL_PAGES * PAGE_SIZE
@@ -85,6 +85,7 @@ class PageMap:
             features().categories if self._engine == "scan" else features().read_categories
         )
         self._limit = address_space_end()
+        self._asked = (Query.PRESENT, Query.PRESENT.masks())  # the last query that was checked
         self._spare: list[_pagemap.RegionBuffer] = []
         self._spare_pools: list[list[_pagemap.RegionBuffer]] = []
         self._maps_lock = threading.Lock()
@@ -155,6 +156,9 @@ class PageMap:
     # Arguments
 
     def _masks(self, query: Query) -> tuple[int, int, int, int]:
+        asked, masks = self._asked
+        if asked is query:
+            return masks
         if not isinstance(query, Query):
             raise TypeError(f"query must be a Query, not {type(query).__name__}")
         masks = query.masks()
@@ -168,6 +172,7 @@ class PageMap:
             raise errors.UnsupportedError(
                 f"{who} cannot tell {category_names(unknown)}: see pagemap.features()"
             )
+        self._asked = (query, masks)
         return masks
 
     def _range(self, start: SupportsIndex, end: SupportsIndex | None) -> tuple[int, int]:
