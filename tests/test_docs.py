@@ -31,7 +31,7 @@ OTHER_PROGRAMS = {"cd", "git", "pip"}
 def test_the_pages_are_found():
     assert {"README.md", "docs/tutorial.md"} <= set(PROGRAMS)
     assert len(COMMANDS) >= 6
-    assert len(pages.examples(TEXTS["README.md"])) == 3
+    assert len(pages.examples(TEXTS["README.md"])) == 4
 
 
 @pytest.mark.parametrize("name", pagemap.__all__)
