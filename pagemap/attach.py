@@ -56,7 +56,11 @@ def attach(pid: SupportsIndex, *, granularity: Granularity = "native", mode: Tra
     The methods are those of track(). Memory that the process maps, grows or moves later is found by the
     next round, and its populated pages count as written. The tracker's `stopped_us` says for how many
     microseconds the process stood still; afterwards the first write to each page in each round costs it
-    about one. `refused` lists the VMAs that cannot be tracked.
+    about one. `refused` lists the VMAs that cannot be tracked. Who keeps a copy of the memory begins with
+    the pages of populated(), and forgets after each collect() what is in none of `vmas`.
+
+    One call of the target may go another way than without: an mremap(2) of several mappings at once, which
+    Linux 6.17 began to allow, is refused where they are tracked (EFAULT; the first may have moved).
 
     When the tracker is closed, or this process dies, the target goes on untracked. When the target exits
     or replaces its program (execve), collect() raises ProcessLookupError.

@@ -4,15 +4,16 @@ Source: Documentation/admin-guide/mm/soft-dirty.rst. What differs from userfault
 whole process at a time, so two trackers of one process disturb each other; reading and clearing are two
 steps, between which another process is stopped (SIGSTOP) and, in this process, other threads are on
 their own; the kernel also calls all pages dirty of a VMA that was mapped, merged or moved meanwhile.
+Pages that MADV_DONTNEED drops are found by comparing residency, unless they are read before that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,34 +33,40 @@ _STOP_LIMIT = 5.0
 
 
 def thread_states(pid: int) -> set[str]:
-    """The states (proc_pid_stat(5)) of the threads of a process."""
+    """The states (proc_pid_stat(5)) of the threads of a process; none where it has gone."""
     states = set()
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        try:
-            with open(f"/proc/{pid}/task/{thread}/stat", "rb") as stat:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with (
+                contextlib.suppress(FileNotFoundError, ProcessLookupError),
+                open(f"/proc/{pid}/task/{thread}/stat", "rb") as stat,
+            ):
                 states.add(chr(stat.read().rpartition(b")")[2].split()[0][0]))
-        except FileNotFoundError:
-            continue
     return states
 
 
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
+def is_still(pid: int) -> bool:
+    """Whether no thread of it runs: stopped, traced or gone."""
+    return thread_states(pid) <= {"T", "t", "Z", "X"}
+
+
+@contextlib.contextmanager
+def stopped(pid: int, pidfd: int) -> Iterator[None]:
     """Keeps every thread of a process from running; it goes on afterwards unless it was stopped before."""
-    if thread_states(pid) <= {"T", "t", "Z", "X"}:
+    if is_still(pid):
         yield
         return
-    process = Descriptor(os.pidfd_open(pid))
-    signal.pidfd_send_signal(process.fd, signal.SIGSTOP)
     try:
+        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
         deadline = time.monotonic() + _STOP_LIMIT
-        while not thread_states(pid) <= {"T", "t", "Z", "X"}:
+        while not is_still(pid):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"process {pid} does not stop: it is in an uninterruptible system call")
             time.sleep(0.0001)
         yield
     finally:
-        signal.pidfd_send_signal(process.fd, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
 
 
 class SoftDirtyTracker(Tracker):
@@ -70,17 +77,22 @@ class SoftDirtyTracker(Tracker):
         self._bounds = bounds
         self._keep_alive = keep_alive
         self._resident: Regions = NOTHING
+        self._pidfd: Descriptor | None = None
         try:
+            if self.pid != os.getpid():
+                # In this order: if it still has the memory of `pagemap`, the pid was not another's.
+                self._pidfd = Descriptor(os.pidfd_open(self.pid))
+                pagemap.vmas()
             self.reset()
         except BaseException:
             self.close()
             raise
 
     def _gather(self) -> None:
-        if self.pid == os.getpid():
+        if self._pidfd is None:
             self._turn()
         else:
-            with stopped(self.pid):
+            with stopped(self.pid, self._pidfd.fd):
                 self._turn()
 
     def _turn(self) -> None:
@@ -108,4 +120,5 @@ class SoftDirtyTracker(Tracker):
         return regions.coalesce(np.concatenate(parts))
 
     def _release(self) -> None:
-        self._bounds = NOTHING
+        self._pidfd = None
+        self._keep_alive = ()

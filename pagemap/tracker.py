@@ -461,7 +461,9 @@ def track(*objs: Any, granularity: Granularity = "native", mode: TrackMode = "wr
     each 2 MiB, and no new transparent huge pages in them.
 
     Writes by this process's own mappings are seen, also those of system calls. Not seen are writes to
-    shared memory through another mapping, by write(2) to its file, and holes punched into that.
+    shared memory through another mapping, by write(2) to its file, and holes punched into that; what a
+    device writes to pages that were pinned before the last collect() (O_DIRECT and io_uring under way,
+    RDMA); and private hugetlb pages that MADV_DONTNEED drops and somebody reads before the next collect().
 
     Raises TypeError and ValueError for what is no writable, mapped memory, PermissionError for memory
     that may never be written, OSError EBUSY for memory that another userfaultfd holds, UnsupportedError
