@@ -1,8 +1,9 @@
 """The program that `pagemap demo` looks at: NumPy arrays touched in different ways. Knows nothing of pagemap.
 
 Usage: python _workload.py MIB. Prints a line of JSON for each array as it is made: name, start and end in
-bytes, how many pages it touched, and how. Then a line "ready". It holds still, and ends when its input does:
-no way of ending the parent leaves it behind.
+bytes, how many pages it touched, and how. Then a line "ready". It holds still but for its input: for each
+line it writes to every STRIDEth page of `dense` and says to how many. It ends when its input does: no way of
+ending the parent leaves it behind.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 PAGE = mmap.PAGESIZE
 HUGE = 2 << 20
+STRIDE = 100
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
 
@@ -81,7 +83,9 @@ def main() -> None:
     keep.append(reserve)
 
     say("ready")
-    sys.stdin.read()
+    for _ in sys.stdin:
+        dense[:: STRIDE * PAGE] += 1
+        say(str(len(dense[:: STRIDE * PAGE])))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from pagemap import Category, PageMap, Query, features, regions
+from pagemap.attach import attach
 
 from ._group import Failure, Unsupported
 from ._output import console, pages, pages_table, progress, size
@@ -45,6 +46,15 @@ class Workload:
 
     pid: int
     parts: list[Part]
+    child: subprocess.Popen[str]
+
+    def write(self) -> tuple[Part, int]:
+        """Makes it write: to which array, and to how many of its pages."""
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        self.child.stdin.write("write\n")
+        self.child.stdin.flush()
+        return self.parts[0], int(self.child.stdout.readline())
 
     @property
     def ranges(self) -> npt.NDArray[Any]:
@@ -71,7 +81,8 @@ The exit code is 1 when the engines disagree, 3 where there is no PAGEMAP_SCAN."
     help="Memory of the program, about; it reserves as much again.",
 )
 def command(mebibytes: int) -> None:
-    """Starts a NumPy program, scans its memory with both engines, checks that they agree, and times them.
+    """Starts a NumPy program, scans its memory with both engines, checks that they agree, and times them;
+    attaches to it, and sees which pages it writes.
 
     The program touches its arrays in different ways and says what it did; that is the third witness.
     """
@@ -93,6 +104,7 @@ def command(mebibytes: int) -> None:
         check_parts(workload, checked)
         out.print("Both found just the pages that the program says it touched, in every array.")
         out.print(speed_report(*paired_times(scan, read)))
+        out.print(watch_writes(workload))
 
 
 @contextlib.contextmanager
@@ -109,7 +121,7 @@ def started_workload(mebibytes: int) -> Iterator[Workload]:
     )
     with child:
         try:
-            yield Workload(child.pid, read_parts(child))
+            yield Workload(child.pid, read_parts(child), child)
         finally:
             child.kill()
 
@@ -178,6 +190,26 @@ def paired_times(scan: PageMap, read: PageMap) -> tuple[list[float], list[float]
             by_scan.append(seconds(scan.scan))
             by_read.append(seconds(read.scan))
     return by_scan, by_read
+
+
+def watch_writes(workload: Workload) -> str:
+    """What the program writes, seen from outside. Failure unless it is just what the program says."""
+    if not features().wp_async:
+        return f"\nWhich pages it writes cannot be shown here: {features().why['wp_async']}."
+    with attach(workload.pid) as tracker:
+        tracker.collect()
+        part, written = workload.write()
+        begin = time.perf_counter()
+        found = tracker.collect()
+        taken = time.perf_counter() - begin
+        there = regions.page_count(regions.clip(found, part.start, part.end))
+        if there != written:
+            raise Failure(f"{part.name}: the program wrote to {written} pages, found {there}")
+        return (
+            f"\nAttached to it (it stood still for {tracker.stopped_us:.0f} µs), then it wrote to"
+            f" {written} pages of {part.name}:\njust these were found there,"
+            f" in {taken * 1e3:.2f} ms for the whole process."
+        )
 
 
 def seconds(run: Callable[[], object]) -> float:
