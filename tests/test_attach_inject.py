@@ -17,7 +17,7 @@ import pytest
 
 from pagemap import _pagemap
 
-LIMIT_MS = 700  # of the waits that have one, in targets/waits.c
+LIMIT_MS = 950  # of the waits that have one, in targets/waits.c
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

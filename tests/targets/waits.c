@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LIMIT_MS = 700 };
+enum { LIMIT_MS = 950 };
 
 static volatile sig_atomic_t handled;
 
