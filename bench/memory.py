@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pagemap import PAGE_SIZE
 
@@ -23,8 +24,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Memory:
-    """A mapping: addresses in bytes, end exclusive, aligned to huge pages."""
+    """A mapping: its bytes, and their addresses, aligned to huge pages, end exclusive."""
 
+    array: npt.NDArray[np.uint8]
     start: int
     end: int
 
@@ -42,16 +44,16 @@ def anonymous(size: int, *, huge: bool = False, step: int = 1) -> Iterator[Memor
     """Private anonymous memory with every `step`-th page populated (0: none), in pages of one size only."""
     mapping = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
-    view = np.frombuffer(mapping, np.uint8)
-    start = -(-view.ctypes.data // HUGE) * HUGE
-    memory = Memory(start, start + size)
+    whole = np.frombuffer(mapping, np.uint8)
+    start = -(-whole.ctypes.data // HUGE) * HUGE
+    memory = Memory(whole[start - whole.ctypes.data :][:size], start, start + size)
     if step:
         baseline.touch(memory.start, memory.end, step)
     try:
         yield memory
     finally:
-        del view
-        mapping.close()
+        # Unmapped when the last array dies, whoever holds it; its pages are freed now.
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def split_vmas(memory: Memory, count: int) -> None:

@@ -28,7 +28,7 @@ VMAS = 10_000
 @pytest.fixture(scope="module")
 def page() -> Iterator[Memory]:
     with anonymous(2 << 20) as memory:
-        yield Memory(memory.start, memory.start + PAGE_SIZE)
+        yield Memory(memory.array[:PAGE_SIZE], memory.start, memory.start + PAGE_SIZE)
 
 
 def repeated(name: str, loop: Callable[[], object]) -> Alternative:

@@ -12,16 +12,16 @@ from . import alternatives as alt
 from .conftest import Pair, Scale
 from .memory import GIB, Memory, anonymous, available
 
-PAGES = [1, 16, 256, 4096, 1 << 16, 1 << 18, 1 << 20, 1 << 22]
+PAGES = [1, 16, 256, 4096, 1 << 16, 1 << 18, 1 << 20, 1 << 21, 1 << 22]
 MANY = 256
 """Small ranges are looked at several times in one run, so many pages in all."""
 
 
 @pytest.fixture(scope="module")
 def large(scale: Scale) -> Iterator[Memory]:
-    """16 GiB, or what may be used: two thirds of what is available, in powers of two."""
+    """16 GiB, or what may be used: three quarters of what is available, in powers of two."""
     size = scale.size(16 * GIB)
-    while size > available() * 2 // 3:
+    while size > available() * 3 // 4:
         size //= 2
     with anonymous(size) as memory:
         yield memory
@@ -32,7 +32,8 @@ def large(scale: Scale) -> Iterator[Memory]:
 def test_growth(pair: Pair, pm: PageMap, large: Memory, pages: int, other: str) -> None:
     if pages > large.pages:
         pytest.skip(f"{pages * PAGE_SIZE / GIB:.0f} GiB are more than this run may use")
-    memory = Memory(large.start, large.start + pages * PAGE_SIZE)
+    size = pages * PAGE_SIZE
+    memory = Memory(large.array[:size], large.start, large.start + size)
     times = max(1, MANY // pages)
     others = {
         "c": lambda: alt.c_ioctl(pm, memory, Query.PRESENT, times),

@@ -29,7 +29,7 @@ def stores(name: str, memory: Memory, step: int) -> Alternative:
 
 @contextmanager
 def tracked(memory: Memory) -> Iterator[pagemap.Tracker]:
-    with pagemap.track((memory.start, memory.end)) as tracker:
+    with pagemap.track(memory.array) as tracker:
         yield tracker
 
 

@@ -76,7 +76,7 @@ def rounds(request: pytest.FixtureRequest, scale: Scale, pm: pagemap.PageMap) ->
     writes = WRITES[request.param]
     with (
         anonymous(scale.size(writes.size), huge=writes.huge) as memory,
-        pagemap.track((memory.start, memory.end)) as tracker,
+        pagemap.track(memory.array) as tracker,
     ):
         tracker.collect()
         yield Round(writes, memory, tracker, pm)

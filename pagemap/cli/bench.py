@@ -66,13 +66,13 @@ class Memory:
         self.start = -(-whole.ctypes.data // HUGE) * HUGE
         self.end = self.start + nbytes
         self.nbytes = nbytes
-        self._bytes = whole[self.start - whole.ctypes.data :][:nbytes]
+        self.bytes = whole[self.start - whole.ctypes.data :][:nbytes]
         self.write(step)
 
     def write(self, step: int) -> None:
         """To every `step`-th page; 0: to none."""
         if step:
-            self._bytes[:: step * PAGE_SIZE] += 1
+            self.bytes[:: step * PAGE_SIZE] += 1
 
 
 def has_huge_pages() -> bool:
@@ -185,7 +185,7 @@ def one_page(pm: PageMap, seconds: float) -> list[Timing]:
 def written(pm: PageMap, what: str, memory: Memory, seconds: float, step: int) -> list[Timing]:
     """Which pages were written since the last round; by hand that is a look, without the reset."""
     start, end = memory.start, memory.end
-    with track((start, end)) as tracker:
+    with track(memory.bytes) as tracker:
         tracker.collect()
         ways = [Way("collect", lambda: tracker.collect()), by_pread(pm, start, end, PROTECTED_BIT, 0)]
         return race(what, ways, start, memory.nbytes // PAGE_SIZE, seconds, lambda: memory.write(step))
