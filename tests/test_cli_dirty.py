@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -103,6 +104,7 @@ def test_ctrl_c_counts_what_was_written_up_to_then(target):
     with dirty(target.pid, "--interval", "1h") as command:
         assert "is attached to" in command.stdout.readline()
         write(target, 777)
+        time.sleep(1)  # past its first line, and into the interval
         command.send_signal(signal.SIGINT)
         text, _ = command.communicate(timeout=20)
     assert command.returncode == 130
