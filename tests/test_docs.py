@@ -76,6 +76,8 @@ def test_commands_exist(line):
         shown = CliRunner().invoke(cli, [words[1], "-h"])
         assert shown.exit_code == 0
         assert all(word in shown.output for word in words[2:] if word.startswith("--"))
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
     else:
         assert words[0] in OTHER_PROGRAMS
 
