@@ -9,6 +9,7 @@ its marks first.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -77,28 +78,31 @@ class Registration:
         self._layout: Layout | None = None
         self._begun = False
         self._has_huge = False
-        # Registered anew, but with marks of the time before.
+        self._claimed: list[tuple[int, int]] = []
+        # Registered anew, perhaps with marks of the time before.
         self._stale: Regions = region_array([], [])
 
-    def refresh(self, protected: Regions) -> Layout:
+    def refresh(self) -> Layout:
         """Registers what is new, and sorts what there is by the care that it needs.
 
-        protected: where earlier rounds protected pages. Where its registration got lost, protection is
-        lifted, and all of it counts as written.
+        Where memory is registered after the first time, its protection is lifted: all that is populated
+        in it counts as written.
 
         A VMA that appears after the listing is left for the next round: a protecting scan passes by what is
         not registered. Where hugetlb was registered, the VMAs are listed again: it is then seen as hugetlb,
         be it as new as it may.
         """
         self._list()
+        first = not self._begun
         lacking = self._lacking()
-        self._stale = regions.union(
-            regions.intersection(self._stale, self._mapped), regions.intersection(lacking, protected)
-        )
         before = self.refused
         self.refused = self._still_refused(lacking)
         for part in self._runs(lacking):
-            self._has_huge |= self._register(part)
+            self._register(part)
+        if self._tells and not first and self._claimed:
+            starts, ends = zip(*self._claimed, strict=True)
+            self._stale = regions.union(self._stale, regions.coalesce(region_array(starts, ends)))
+        self._claimed.clear()
         if len(self._stale):
             self._stale = self._unprotect(pieces(self.table, self._stale))
         if self._has_huge:
@@ -199,18 +203,63 @@ class Registration:
         cuts = [0, *(np.flatnonzero(before[1:] != before[:-1]) + 1).tolist(), len(part.starts)]
         return [part.slice(first, stop) for first, stop in pairwise(cuts)]
 
-    def _register(self, part: Pieces) -> bool:
+    def _register(self, part: Pieces) -> None:
         """All of it in one call, as a rule; where something is refused, halves find what."""
         try:
-            return self._uffd.register(int(part.starts[0]), int(part.ends[-1]))
+            self._claim(int(part.starts[0]), int(part.ends[-1]))
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise self._gone_or(error) from error
             if len(part.starts) == 1:
                 self.refused[part.vma(0)] = error.errno
-                return False
+                return
             half = len(part.starts) // 2
-            return self._register(part.slice(0, half)) | self._register(part.slice(half, None))
+            self._register(part.slice(0, half))
+            self._register(part.slice(half, None))
+
+    def _claim(self, start: int, end: int) -> None:
+        """Registers a range, and with it the VMAs at its ends as far as they reach by now.
+
+        A process that maps without a pause has them grow and merge between any two calls. So the kernel is
+        asked right before, and right after whether one was cut in two all the same: what was cut off follows.
+        """
+        start, end = self._reach(start, end)
+        self._has_huge |= self._uffd.register(start, end)
+        self._claimed.append((start, end))
+        for address in (end, start - PAGE_SIZE):
+            with contextlib.suppress(OSError):  # a neighbour of another kind, or gone: for the next round
+                while (rest := self._cut_off(address)) is not None:
+                    self._has_huge |= self._uffd.register(*rest)
+                    self._claimed.append(rest)
+                    address = rest[1] if address >= end else rest[0] - PAGE_SIZE
+
+    def _reach(self, start: int, end: int) -> tuple[int, int]:
+        first, last = self._vma_at(start), self._vma_at(end - PAGE_SIZE)
+        if first is not None:
+            start = min(start, first[0])
+        if last is not None:
+            end = max(end, last[1])
+        return start, end
+
+    def _cut_off(self, address: int) -> tuple[int, int] | None:
+        """What is not registered around an address just outside of what was registered."""
+        vma = self._vma_at(address)
+        if vma is None or not self._tells:
+            return None
+        if not len(self._pagemap.scan(_UNREGISTERED, start=address, end=address + PAGE_SIZE)):
+            return None
+        return vma
+
+    def _vma_at(self, address: int) -> tuple[int, int] | None:
+        """The bounds of a VMA as they are now. None where that is not asked: ranges end where they were said to.
+
+        Nor can it be without PROCMAP_QUERY.
+        """
+        if not (self._everything and features().procmap_query and address >= 0):
+            return None
+        maps = self._pagemap._open_maps()
+        found = _pagemap.query_vma(maps.fd, address)
+        return found[:2] if found is not None and found[0] <= address else None
 
     def _unprotect(self, part: Pieces) -> Regions:
         """Lifts the protection; what the kernel refuses has changed meanwhile, and is for the next round."""

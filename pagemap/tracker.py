@@ -109,7 +109,7 @@ class DirtyTracker(Tracker):
     def _refresh(self) -> Layout:
         if self._pinned is not None:
             return self._pinned
-        whole = self._registration.refresh(self._hull)
+        whole = self._registration.refresh()
         self._table = self._registration.table
         return whole
 
