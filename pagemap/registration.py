@@ -251,9 +251,10 @@ class Registration:
         return vma
 
     def _vma_at(self, address: int) -> tuple[int, int] | None:
-        """The bounds of a VMA as they are now. None where that is not asked: ranges end where they were said to.
+        """The bounds of a VMA as they are now.
 
-        Nor can it be without PROCMAP_QUERY.
+        None where that makes no difference, as ranges that were asked for end where they end, and on
+        kernels that cannot tell (PROCMAP_QUERY).
         """
         if not (self._everything and features().procmap_query and address >= 0):
             return None
