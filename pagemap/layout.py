@@ -51,6 +51,10 @@ class Layout:
     mapped: Regions
     """All that is mapped, tracked or not."""
 
+    @property
+    def only_plain(self) -> bool:
+        return not (len(self.copied) or len(self.huge) or len(self.opaque))
+
     def everything(self) -> Regions:
         return regions.union(regions.union(self.plain, self.huge), self.opaque)
 

@@ -41,6 +41,8 @@ Listing = bytes | list[tuple[int, int, int, int]]
 
 FEW_VMAS = 16
 
+NOTHING = region_array([], [])
+
 # A scan passes a registered VMA by as a whole (pagemap_scan_is_interesting_vma).
 _UNREGISTERED = Query(exclude=Category.WPALLOWED, report=Category(0))
 _REGISTERED = Query(require=Category.WPALLOWED, report=Category(0))
@@ -74,13 +76,13 @@ class Registration:
         """Bounds of VMAs that cannot be registered, with the errno."""
         self._listed: Listing | None = None
         self._vma_count = 0
-        self._mapped: Regions = region_array([], [])
+        self._mapped: Regions = NOTHING
         self._layout: Layout | None = None
         self._begun = False
         self._has_huge = False
         self._claimed: list[tuple[int, int]] = []
         # Registered anew, perhaps with marks of the time before.
-        self._stale: Regions = region_array([], [])
+        self._stale: Regions = NOTHING
 
     def refresh(self) -> Layout:
         """Registers what is new, and sorts what there is by the care that it needs.
@@ -96,15 +98,22 @@ class Registration:
         first = not self._begun
         lacking = self._lacking()
         before = self.refused
-        self.refused = self._still_refused(lacking)
-        for part in self._runs(lacking):
-            self._register(part)
-        if self._tells and not first and self._claimed:
-            starts, ends = zip(*self._claimed, strict=True)
-            self._stale = regions.union(self._stale, regions.coalesce(region_array(starts, ends)))
-        self._claimed.clear()
+        if len(lacking) or before:
+            self.refused = self._still_refused(lacking)
+            for part in self._runs(lacking):
+                self._register(part)
+        late = NOTHING
+        if self._claimed:
+            if self._tells and not first:
+                starts, ends = zip(*self._claimed, strict=True)
+                claimed = regions.coalesce(region_array(starts, ends))
+                self._stale = regions.union(self._stale, claimed)
+                # What is not listed yet may have been moved there: the next listing knows.
+                late = regions.difference(claimed, self._mapped)
+            self._claimed.clear()
         if len(self._stale):
-            self._stale = self._unprotect(pieces(self.table, self._stale))
+            left = self._unprotect(pieces(self.table, self._stale))
+            self._stale = regions.union(left, late)
         if self._has_huge:
             self._listed = None
             self.table = self._pagemap.vmas()
@@ -168,11 +177,13 @@ class Registration:
         if not (self._begun and self._tells):
             self._begun = True
             return self._bounds
-        parts = [
-            self._pagemap.scan(_UNREGISTERED, start=start, end=end)
-            for start, end in zip(self._bounds["start"].tolist(), self._bounds["end"].tolist(), strict=True)
-        ]
-        return regions.coalesce(np.concatenate(parts))
+        bounds = self._bounds
+        parts = []
+        for start, end in zip(bounds["start"].tolist(), bounds["end"].tolist(), strict=True):
+            part = self._pagemap.scan(_UNREGISTERED, start=start, end=end)
+            if len(part):
+                parts.append(part)
+        return regions.coalesce(np.concatenate(parts)) if parts else NOTHING
 
     def _still_refused(self, lacking: Regions) -> dict[tuple[int, int], int]:
         """Those among the refused VMAs that no scan names: mappings of bare frames."""

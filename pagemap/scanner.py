@@ -252,7 +252,7 @@ class PageMap:
                 return np.frombuffer(scan_small(pagemap.fd, start, end, masks), REGION_DTYPE)
             if threads > 1 and budget is None:
                 return self._scan_parallel(pagemap, query, start, end, threads)
-            return self._collect(self._walk(pagemap, query, start, end, budget))
+            return self._collect(pagemap, query, start, end, budget)
         except OSError as error:
             self._raise(error)
 
@@ -342,9 +342,18 @@ class PageMap:
         except IndexError:
             return _pagemap.RegionBuffer(FIRST)
 
-    def _collect(self, walk: Walk) -> RegionArray:
-        spare = self._take_buffer()
-        return self._hand_over([spare], *collect(walk, spare))
+    def _collect(
+        self, pagemap: process.Descriptor, query: Query, start: int, end: int, budget: int | None
+    ) -> RegionArray:
+        spare, length = self._take_buffer(), 0
+        if budget is None and self._engine == "scan":
+            found = spare.scan_whole(pagemap.fd, start, end, self._masks(query))
+            if not isinstance(found, int):
+                self._keep([spare])
+                return np.frombuffer(found, REGION_DTYPE)
+            start, length = found, spare.length
+        walk = self._walk(pagemap, query, start, end, budget)
+        return self._hand_over([spare], *collect(walk, spare, length))
 
     def _hand_over(
         self, spares: list[_pagemap.RegionBuffer], buffer: _pagemap.RegionBuffer, length: int
@@ -354,9 +363,12 @@ class PageMap:
         else:
             buffer.resize(length)
             result = regions_of(buffer, length)
+        self._keep(spares)
+        return result
+
+    def _keep(self, spares: list[_pagemap.RegionBuffer]) -> None:
         if not self.closed:
             self._spare += spares
-        return result
 
     def _scan_parallel(
         self, pagemap: process.Descriptor, query: Query, start: int, end: int, threads: int

@@ -39,6 +39,10 @@ Granularity = Literal["native", "page"]
 TrackMode = Literal["write", "access"]
 
 HUGE_REGIONS = HUGE // REGION_DTYPE.itemsize
+COPY = 8
+"""An answer that fills less than this part of its buffer is copied out of it: who keeps it keeps no more."""
+KEPT = 4 * HUGE_REGIONS
+"""Regions (8 MiB) that a buffer may have to be kept for another round."""
 
 _BARE = Category(0)
 _POPULATED = Query(any_of=Category.PRESENT | Category.SWAPPED, report=_BARE)
@@ -75,9 +79,11 @@ class DirtyTracker(Tracker):
         self._keep_alive = keep_alive
         self._masks = Query(require=uffd.mode.category).masks()
         self._writes = uffd.mode.category == Category.WRITTEN
+        self._scan_tells = features().wp_drop or not self._writes
         self._stage: Regions = NOTHING
+        # A long answer is a view of the buffer that the kernel filled; the next goes to the other one.
         self._buffer = _pagemap.RegionBuffer(FIRST)
-        self._overflow: _pagemap.RegionBuffer | None = None
+        self._other: _pagemap.RegionBuffer | None = None
         whole = region_array([0], [address_space_end()])
         self._registration = Registration(
             pagemap, uffd, whole if bounds is None else bounds, everything=bounds is None
@@ -129,54 +135,39 @@ class DirtyTracker(Tracker):
                 walk = IoctlWalk(descriptor, self._masks, start, end, None, flags)
                 length = walk.fill(buffer, length)
                 while not walk.done:
-                    self._spill()
-                    length = walk.fill(buffer)
+                    buffer.resize((length // HUGE_REGIONS + 1) * HUGE_REGIONS)
+                    length = walk.fill(buffer, length)
         except OSError as error:
             if reset:
                 # Pages may have been reset before the error, and their count is lost: all of them, then.
                 self._stage = union(self._stage, self._labelled(ranges))
             raise self._pagemap._explain(error) from error
-        self._finish()
-
-    def _spill(self) -> None:
-        """Moves a full buffer behind what is already in the overflow, which grows by huge pages."""
-        buffer, overflow = self._buffer, self._overflow
-        if overflow is None:
-            self._overflow = overflow = _pagemap.RegionBuffer(HUGE_REGIONS)
-        length, count = overflow.length, buffer.length
-        if length + count > overflow.capacity:
-            overflow.resize(-(-(length + count) // HUGE_REGIONS) * HUGE_REGIONS)
-        overflow.append(length, buffer, 0, count)
-        buffer.clear()
-
-    def _finish(self) -> None:
-        """What a whole walk found is staged."""
-        buffer = self._buffer
-        if self._overflow is not None:
-            self._spill()
-            self._stage = union(self._stage, regions_of(self._overflow, self._overflow.length))
-            self._overflow = None
-        elif buffer.length:
-            self._stage = union(self._stage, regions_of(buffer, buffer.length).copy())
-            buffer.clear()
+        self._salvage()
 
     def _salvage(self) -> None:
-        """The same for what an interrupt left, be it in the middle of a walk or of _finish().
+        """What a walk found is staged: after it, and before the next what an interrupt left of it.
 
-        The lengths are the buffers' own word: an interrupt may strike between the kernel's answer and
-        ours. Between the copy of regions and their removal, it makes them stand there twice.
+        The length is the buffer's own word: an interrupt may strike between the kernel's answer and ours.
+        Between the staging of regions and their removal, it makes them stand there twice.
         """
-        overflow, buffer = self._overflow, self._buffer
-        if overflow is not None:
-            left = np.concatenate([regions_of(overflow, overflow.length), regions_of(buffer, buffer.length)])
-            self._stage = union(self._stage, regions.coalesce(left))
-            self._overflow = None
-        elif buffer.length:
-            self._stage = union(self._stage, regions_of(buffer, buffer.length).copy())
-        if buffer.exports:  # a traceback holds a view
-            self._buffer = _pagemap.RegionBuffer(FIRST)
-        elif buffer.length:
+        buffer = self._buffer
+        length = buffer.length
+        if not length:
+            return
+        if length * COPY < buffer.capacity:
+            self._stage = union(self._stage, regions_of(buffer, length).copy())
             buffer.clear()
+        else:
+            self._stage = union(self._stage, regions_of(buffer, length))
+            self._buffer, self._other = self._next_buffer(), buffer
+
+    def _next_buffer(self) -> _pagemap.RegionBuffer:
+        """A buffer that nobody looks at: the one before, which is warm, when its array is gone."""
+        other = self._other
+        if other is None or other.exports or other.capacity > KEPT:
+            return _pagemap.RegionBuffer(FIRST)
+        other.clear()
+        return other
 
     def _accept(self) -> None:
         """What was staged is found."""
@@ -239,6 +230,8 @@ class DirtyTracker(Tracker):
             dense = self._found[self._found["end"] - self._found["start"] >= np.uint64(pmd_size())]
             self._split(regions.relabel(regions.intersection(dense, whole.plain), 0))
             self._accept()
+        if self._scan_tells and whole.only_plain and not self._resident:
+            return
         # After the walk: what is populated later is reported by the next walk itself.
         dropped, resident = self._dropped(whole, self._found)
         self._found = union(self._found, dropped)

@@ -106,13 +106,13 @@ class ReadWalk(Walk):
         )
 
 
-def collect(walk: Walk, spare: _pagemap.RegionBuffer) -> tuple[_pagemap.RegionBuffer, int]:
-    """Walks to the end: a buffer and how many regions it holds.
+def collect(walk: Walk, spare: _pagemap.RegionBuffer, at: int) -> tuple[_pagemap.RegionBuffer, int]:
+    """Walks to the end: a buffer and how many regions it holds. The first `at` stand in `spare` already.
 
     The buffer is `spare`, which is warm, where the answer fits. A larger one grows by huge pages, and
     what comes after each of them goes through `spare`: no huge page is begun for less than `spare` holds.
     """
-    n = walk.fill(spare)
+    n = walk.fill(spare, at)
     if walk.done:
         return spare, n
     buffer, length = _pagemap.RegionBuffer(HUGE // REGION_DTYPE.itemsize), 0

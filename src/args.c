@@ -72,6 +72,20 @@ arg_selection(PyObject *const *args, selection *out)
 }
 
 int
+arg_masks(PyObject *tuple, selection *out)
+{
+    PyObject *masks[4];
+
+    for (int i = 0; i < 4; i++) {
+        masks[i] = PyTuple_GetItem(tuple, i);
+        if (masks[i] == NULL) {
+            return -1;
+        }
+    }
+    return arg_selection(masks, out);
+}
+
+int
 arg_count(const char *function, Py_ssize_t given, Py_ssize_t expected)
 {
     if (given != expected) {

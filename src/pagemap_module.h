@@ -43,6 +43,7 @@ selection_matches(const selection *s, uint64_t categories)
 int arg_u64_checked(PyObject *value, const char *name, uint64_t *out);
 int arg_int(PyObject *value, const char *name, int *out);
 int arg_selection(PyObject *const *args, selection *out);
+int arg_masks(PyObject *tuple, selection *out);
 int arg_count(const char *function, Py_ssize_t given, Py_ssize_t expected);
 
 /* The common case, an int below 2**63, inline: a scan of one page has ten such arguments. */

@@ -234,6 +234,27 @@ scan_resume(const scan_request *request, const scan_result *result, size_t room,
     return result->walk_end > last_end ? result->walk_end : last_end;
 }
 
+/* One PAGEMAP_SCAN into the room behind `at` regions, with the buffer held for writing: 0 or an errno. */
+static int
+scan_step(RegionBuffer *self, uint64_t at, int fd, const scan_request *request, scan_result *result,
+          uint64_t *resume)
+{
+    struct pmu_page_region *room = self->regions + at;
+    size_t count = self->capacity - at < STEP_REGIONS ? self->capacity - at : STEP_REGIONS;
+    int error = scan_ioctl(fd, request, room, count, &result->walk_end, &result->count);
+
+    if (error != 0) {
+        return error;
+    }
+    *resume = scan_resume(request, result, count, room);
+    result->pages = request->max_pages == 0 ? 0 : count_pages(room, result->count);
+    self->length = merge_touching(self->regions, at, at + result->count);
+    if (request->max_pages != 0 && result->pages >= request->max_pages) {
+        *resume = self->regions[self->length - 1].end;
+    }
+    return 0;
+}
+
 /* scan(at, fd, start, end, max_pages, flags, inverted, mask, anyof, report) */
 static PyObject *
 region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
@@ -243,7 +264,6 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     scan_result result = {0};
     PyObject *answer = NULL;
     uint64_t at, resume = 0;
-    size_t room, length = 0;
     int fd, error;
 
     if (arg_count("scan", nargs, 10) < 0 || arg_u64(args[0], "at", &at) < 0 ||
@@ -256,19 +276,9 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     if (arg_at(self, args[0], &at) < 0) {
         goto done;
     }
-    room = self->capacity - at < STEP_REGIONS ? self->capacity - at : STEP_REGIONS;
 
     Py_BEGIN_ALLOW_THREADS
-    error = scan_ioctl(fd, &request, self->regions + at, room, &result.walk_end, &result.count);
-    if (error == 0) {
-        resume = scan_resume(&request, &result, room, self->regions + at);
-        result.pages = request.max_pages == 0 ? 0 : count_pages(self->regions + at, result.count);
-        length = merge_touching(self->regions, at, at + result.count);
-        if (request.max_pages != 0 && result.pages >= request.max_pages) {
-            resume = self->regions[length - 1].end;
-        }
-        self->length = length;
-    }
+    error = scan_step(self, at, fd, &request, &result, &resume);
     Py_END_ALLOW_THREADS
 
     if (error != 0) {
@@ -276,8 +286,43 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         PyErr_SetFromErrno(PyExc_OSError);
         goto done;
     }
-    answer = fill_result(length, resume, result.pages);
+    answer = fill_result(self->length, resume, result.pages);
 done:
+    writer_release(self);
+    return answer;
+}
+
+/* scan_whole(fd, start, end, masks): the whole answer, copied out of the buffer, where one step is enough.
+ * Most answers are that short, and setting a walk up costs more than theirs. */
+static PyObject *
+region_buffer_scan_whole(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    RegionBuffer *self = (RegionBuffer *)object;
+    scan_request request = {0};
+    scan_result result = {0};
+    PyObject *answer = NULL;
+    uint64_t resume = 0;
+    int fd, error;
+
+    if (arg_count("scan_whole", nargs, 4) < 0 || arg_int(args[0], "fd", &fd) < 0 ||
+        arg_u64(args[1], "start", &request.start) < 0 || arg_u64(args[2], "end", &request.end) < 0 ||
+        arg_masks(args[3], &request.select) < 0 || writer_acquire(self) < 0) {
+        return NULL;
+    }
+
+    Py_BEGIN_ALLOW_THREADS
+    error = scan_step(self, 0, fd, &request, &result, &resume);
+    Py_END_ALLOW_THREADS
+
+    if (error != 0) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+    } else if (resume < request.end) {
+        answer = PyLong_FromUnsignedLongLong(resume);
+    } else {
+        answer = PyByteArray_FromStringAndSize((const char *)self->regions,
+                                               (Py_ssize_t)(self->length * REGION_SIZE));
+    }
     writer_release(self);
     return answer;
 }
@@ -451,6 +496,10 @@ static PyMethodDef region_buffer_methods[] = {
                "-> (length, resume, pages): one PAGEMAP_SCAN into the room behind `at` regions. resume:\n"
                "where the next walk has to start, `end` when the range is done; pages: of the new regions,\n"
                "0 where there is no max_pages.")},
+    {"scan_whole", (PyCFunction)(void (*)(void))region_buffer_scan_whole, METH_FASTCALL,
+     PyDoc_STR(
+         "scan_whole(fd, start, end, masks) -> bytearray of the regions of the whole range, or, where one\n"
+         "step does not reach its end, where the next has to start: `length` regions are in the buffer.")},
     {"read", (PyCFunction)(void (*)(void))region_buffer_read, METH_FASTCALL,
      PyDoc_STR("read(at, fd, ranges, start, end, max_pages, inverted, mask, anyof, report)\n"
                "-> (length, resume, pages): the same from /proc/PID/pagemap entries.")},

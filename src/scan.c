@@ -244,22 +244,13 @@ pagemap_scan_small(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
 {
     struct pmu_page_region vec[SMALL_PAGES];
     scan_request request = {0};
-    PyObject *masks[4];
     uint64_t pages, walk_end = 0;
     size_t count = 0;
     int fd, error;
 
     if (arg_count("scan_small", nargs, 4) < 0 || arg_int(args[0], "fd", &fd) < 0 ||
-        arg_u64(args[1], "start", &request.start) < 0 || arg_u64(args[2], "end", &request.end) < 0) {
-        return NULL;
-    }
-    for (int i = 0; i < 4; i++) {
-        masks[i] = PyTuple_GetItem(args[3], i);
-        if (masks[i] == NULL) {
-            return NULL;
-        }
-    }
-    if (arg_selection(masks, &request.select) < 0) {
+        arg_u64(args[1], "start", &request.start) < 0 || arg_u64(args[2], "end", &request.end) < 0 ||
+        arg_masks(args[3], &request.select) < 0) {
         return NULL;
     }
     pages = (request.end - request.start) / (uint64_t)sysconf(_SC_PAGESIZE);
