@@ -154,12 +154,13 @@ class DirtyTracker(Tracker):
         length = buffer.length
         if not length:
             return
-        if length * COPY < buffer.capacity:
-            self._stage = union(self._stage, regions_of(buffer, length).copy())
-            buffer.clear()
-        else:
-            self._stage = union(self._stage, regions_of(buffer, length))
+        found = regions_of(buffer, length)
+        self._stage = union(self._stage, found.copy() if length * COPY < buffer.capacity else found)
+        del found
+        if buffer.exports:  # by what was found, or by a traceback
             self._buffer, self._other = self._next_buffer(), buffer
+        else:
+            buffer.clear()
 
     def _next_buffer(self) -> _pagemap.RegionBuffer:
         """A buffer that nobody looks at: the one before, which is warm, when its array is gone."""

@@ -54,7 +54,7 @@ class Strikes:
 
 
 def small_buffers(monkeypatch):
-    """What a walk finds does not fit: it moves on to a second buffer, which grows."""
+    """What a walk finds does not fit: the buffer grows in the middle of it."""
     monkeypatch.setattr(pagemap.tracker, "FIRST", 4)
     monkeypatch.setattr(pagemap.tracker, "HUGE_REGIONS", 8)
 
