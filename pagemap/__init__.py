@@ -11,7 +11,8 @@ from .maps import VMA_DTYPE, Vma, VmaTable
 from .query import Query
 from .scanner import PageMap, scan
 from .softdirty import SoftDirtyTracker
-from .tracker import DirtyTracker, track
+from .track import track
+from .tracker import DirtyTracker
 from .tracking import Tracker
 
 __all__ = [

@@ -15,7 +15,8 @@ from typing import SupportsIndex
 from . import _pagemap, process
 from .errors import UnsupportedError
 from .process import Descriptor
-from .tracker import Granularity, TrackMode, start_tracker
+from .track import TrackMode, start_tracker
+from .tracker import Granularity
 from .tracking import Tracker
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 import os
 import threading
 import warnings
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from . import _pagemap, errors, process
 from ._pagemap import scan_small
-from .buffers import page_range
+from .arguments import as_count, page_range
 from .categories import PAGE_SIZE, REGION_DTYPE
 from .features import address_space_end, features
 from .maps import VmaTable, read_text
@@ -31,8 +30,6 @@ BATCH = 65536
 """Regions in a batch of iter_scan() (1.5 MiB): enough of them to forget what a batch costs."""
 FIRST = 8192
 """Regions in the buffer of a scan (192 KiB), kept warm from scan to scan; more are appended to huge pages."""
-SMALL_RESULT = 4096
-"""Results up to so many regions are copied out of a warm buffer; larger ones take it along."""
 SMALL_RANGE = _pagemap.SMALL_PAGES * PAGE_SIZE
 """Ranges of so many bytes are one system call, and no buffer."""
 IN_PAGE = PAGE_SIZE - 1
@@ -41,16 +38,6 @@ MIN_CHUNK = 16 << 20
 CHUNKS_PER_WORKER = 24
 CUT = 2 << 20
 """Chunks begin at multiples of this many bytes: no huge page belongs to two."""
-
-
-def _count(value: SupportsIndex, name: str, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
-    if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, not {number}")
-    return number
 
 
 class PageMap:
@@ -243,8 +230,8 @@ class PageMap:
         pagemap = self._open()
         masks = self._masks(query)
         start, end = self._range(start, end)
-        budget = None if max_pages is None else _count(max_pages, "max_pages", 0)
-        threads = workers if type(workers) is int and workers > 0 else _count(workers, "workers", 1)
+        budget = None if max_pages is None else as_count(max_pages, "max_pages", 0)
+        threads = workers if type(workers) is int and workers > 0 else as_count(workers, "workers", 1)
         if budget == 0:
             return np.empty(0, REGION_DTYPE)
         try:
@@ -271,7 +258,7 @@ class PageMap:
         arguments at once, for a process that goes away when the next batch is asked for.
         """
         pagemap = self._open()
-        size = _count(batch_size, "batch_size", 1)
+        size = as_count(batch_size, "batch_size", 1)
         first, last = self._range(start, end)
         try:
             walk = self._walk(pagemap, query, first, last, None)

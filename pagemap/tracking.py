@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import process, regions
+from .arguments import as_count
 from .categories import PAGE_SIZE, REGION_DTYPE, Category
 from .maps import VmaTable
 from .scanner import PageMap
@@ -114,7 +114,7 @@ class Tracker(ABC):
         Raises ProcessLookupError when the process has exited or replaced its program, ValueError when
         closed or for a bad max_pages, RuntimeError in a fork.
         """
-        budget = _budget(max_pages)
+        budget = None if max_pages is None else as_count(max_pages, "max_pages", 0)
         ready = NOTHING
         try:
             with self._lock:
@@ -179,9 +179,7 @@ class Tracker(ABC):
         """
         if not interval >= 0:
             raise ValueError(f"interval must be 0 seconds or more, not {interval!r}")
-        times = None if count is None else operator.index(count)
-        if times is not None and times < 0:
-            raise ValueError(f"count must be 0 or more, not {times}")
+        times = None if count is None else as_count(count, "count", 0)
         return self._rounds(interval, times)
 
     def _rounds(self, interval: float, count: int | None) -> Iterator[tuple[int, Regions]]:
@@ -235,18 +233,6 @@ class Tracker(ABC):
         """In a forked child: drop the descriptors, or the parent's close() would not be the last."""
         self._lock = threading.Lock()
         self._release()
-
-
-def _budget(max_pages: SupportsIndex | None) -> int | None:
-    if max_pages is None:
-        return None
-    try:
-        budget = operator.index(max_pages)
-    except TypeError:
-        raise TypeError(f"max_pages must be an int or None, not {type(max_pages).__name__}") from None
-    if budget < 0:
-        raise ValueError(f"max_pages must be 0 or more, not {budget}")
-    return budget
 
 
 _live: weakref.WeakSet[Tracker] = weakref.WeakSet()
