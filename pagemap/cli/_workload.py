@@ -2,7 +2,7 @@
 
 Usage: python _workload.py MIB. Prints a line of JSON for each array as it is made: name, start and end in
 bytes, how many pages it touched, and how. Then a line "ready". It holds still but for its input: for each
-line it writes to every STRIDEth page of `dense` and says to how many. It ends when its input does: no way of
+line it writes to every STRIDEth page of `dense`, the first among them, and says STRIDE. It ends when its input does: no way of
 ending the parent leaves it behind.
 """
 
@@ -85,7 +85,7 @@ def main() -> None:
     say("ready")
     for _ in sys.stdin:
         dense[:: STRIDE * PAGE] += 1
-        say(str(len(dense[:: STRIDE * PAGE])))
+        say(str(STRIDE))
 
 
 if __name__ == "__main__":
