@@ -2,8 +2,8 @@
 
 Usage: python _workload.py MIB. Prints a line of JSON for each array as it is made: name, start and end in
 bytes, how many pages it touched, and how. Then a line "ready". It holds still but for its input: for each
-line it writes to every STRIDEth page of `dense`, the first among them, and says STRIDE. It ends when its input does: no way of
-ending the parent leaves it behind.
+line it writes to every STRIDEth page of `dense`, the first among them, and says STRIDE. It ends when its
+input does: no way of ending the parent leaves it behind.
 """
 
 from __future__ import annotations
