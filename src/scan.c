@@ -73,7 +73,8 @@ format_has_objects(const char *format)
 
 /*
  * NumPy composes its format string anew for every request, which costs more than the system call. An
- * array is therefore asked for dtype.hasobject, and for its memory without the format.
+ * array is therefore asked for dtype.hasobject, and for its memory without the format. Others are not asked:
+ * an AttributeError costs as much as the format.
  * 1: has objects; 0: has none; -1: not an array, look at the format.
  */
 static int
@@ -82,6 +83,9 @@ dtype_has_objects(module_state *state, PyObject *object)
     PyObject *dtype, *has, *none = NULL;
     int result = -1;
 
+    if (PyMemoryView_Check(object) || PyByteArray_Check(object)) {
+        return -1;
+    }
     dtype = PyObject_GetAttr(object, state->str_dtype);
     if (dtype == NULL) {
         PyErr_Clear();
