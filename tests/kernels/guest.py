@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
@@ -81,7 +82,7 @@ def boot(
 ) -> Boot:
     """Boots `kernel`, runs `jobs` one after the other in `directory`, powers off; all within `limit` seconds.
 
-    `results` is emptied; it receives console.log and, in jobs/NAME, each job's status, output and results.
+    `results` is emptied; it receives console.log, boot.json and, in jobs/NAME, what came of each job.
     """
     qemu, busybox = tools()
     shutil.rmtree(results, ignore_errors=True)
@@ -121,12 +122,18 @@ def boot(
                 raise
     if process.returncode and not timed_out:
         raise SystemExit(f"{qemu} failed with exit status {process.returncode}")
+    ended = {"timed_out": timed_out, "seconds": time.monotonic() - started}
+    (results / "boot.json").write_text(json.dumps(ended))
+    return read_boot(results)
+
+
+def read_boot(results: Path) -> Boot:
+    """What boot() left in `results`."""
     console = (results / "console.log").read_text(errors="replace").splitlines()
     return Boot(
-        {job.name: _outcome(results / "jobs" / job.name) for job in jobs},
+        {folder.name: _outcome(folder) for folder in sorted((results / "jobs").iterdir())},
         [line.strip() for line in console if COMPLAINT.search(line)],
-        timed_out,
-        time.monotonic() - started,
+        **json.loads((results / "boot.json").read_text()),
     )
 
 

@@ -71,9 +71,14 @@ class Area:
         room = size + 2 * self.align
         reserve = _checked(_libc.mmap(None, room, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
         self.start = (reserve + self.align - 1) // self.align * self.align
+        self.map()
+
+    def map(self) -> None:
+        """Puts new memory there."""
         flags = (mmap.MAP_SHARED if self.shared else mmap.MAP_PRIVATE) | _MAP_FIXED
         flags |= mmap.MAP_ANONYMOUS if self.file < 0 else 0
         flags |= _MAP_HUGETLB if self.hugetlb else 0
+        size = self.pages * PAGE
         _checked(_libc.mmap(self.start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, self.file, 0))
 
     @property

@@ -3,6 +3,7 @@
     python tests/kernels/matrix.py                      the suite, as root and as a user, on every kernel
     python tests/kernels/matrix.py --kernel 6.12        on one
     python tests/kernels/matrix.py --list               what the archive has
+    python tests/kernels/matrix.py --report             boots nothing: the table of the results that are kept
     python tests/kernels/matrix.py --facts              what each kernel does (facts.py), a line for each fact
     python tests/kernels/matrix.py -- COMMAND …         any command
 
@@ -13,21 +14,46 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import claims
-from guest import Boot, Job, boot
-from packages import Archive, GoneError, default_cache, registry
+from guest import Boot, Job, boot, read_boot
+from packages import Archive, GoneError, default_cache, natural, registry
 from report import Row, is_good, read_suite, replace_section, table
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 USERS = {"root": 0, "user": 65534}
 
-# Left out, test_NAME.py of each: computation and texts, in which the kernel has no part …
-INDEPENDENT = ("analysis", "docs", "examples", "fleet", "plot", "query", "regions", "trace", "typed_contract")
+# Left out, test_NAME.py of each: computation, texts, the interpreter and its memory, in which the kernel has
+# no part, or none that the tests left in do not see more of …
+INDEPENDENT = (
+    *(
+        "analysis",
+        "bad_arguments",
+        "bad_buffers",
+        "cli",
+        "cli_dirty",
+        "docs",
+        "examples",
+        "fleet",
+        "fuzz_corpus",
+    ),
+    *(
+        "instructions",
+        "interpreters",
+        "leaks",
+        "out_of_resources",
+        "plot",
+        "query",
+        "region_buffer",
+        "regions",
+    ),
+    *("span", "threads", "trace", "track_interrupted", "typed_contract"),
+)
 # … and whole programs under load, which take hours on an emulated processor.
 ENDLESS = ("attach_process", "examples_tracking", "soak", "threads_stress")
 
@@ -35,15 +61,16 @@ ENDLESS = ("attach_process", "examples_tracking", "soak", "threads_stress")
 def suite_command(selection: list[str]) -> list[str]:
     environment = [
         "PYTHONDONTWRITEBYTECODE=1",
-        f"PYTHONPATH={HERE}",
+        f"PYTHONPATH={CHECKOUT}:{HERE}",
         "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis",
         "HYPOTHESIS_PROFILE=small",
     ]
-    pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "small_profile", "-rs"]
+    pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "small_profile"]
     pytest += [
         "--benchmark-disable",
         "-o",
         "timeout=300",
+        "--durations=50",
         *(f"--ignore=tests/test_{name}.py" for name in INDEPENDENT + ENDLESS),
         *selection,
     ]
@@ -52,13 +79,16 @@ def suite_command(selection: list[str]) -> list[str]:
 
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the guest ends with this program
+    if options.report:
+        return report(kept(options), options.write)
     # The guests cannot write byte code: without it each process of a test compiles the package anew.
     compileall.compile_dir(CHECKOUT / "pagemap", quiet=1)
     archive = Archive(options.cache)
     archive.update()
     rows: list[Row] = []
     facts: dict[str, dict[str, claims.Fact]] = {}
-    failed = False
+    unfinished = False
     for series in options.kernel or registry():
         try:
             kernel = archive.newest(series) if options.list else archive.unpack(series)
@@ -68,28 +98,45 @@ def main() -> int:
         if options.list:
             print(f"{series:6} {kernel:28} {registry().get(series, '')}")
             continue
-        result = boot(
-            kernel,
-            jobs(options),
-            options.results / kernel.release,
-            directory=CHECKOUT,
-            limit=options.limit,
-            processors=options.processors,
-        )
-        if options.facts or options.command:
-            failed |= show(kernel.release, result)
+        for name, jobs in boots(options):
+            result = boot(
+                kernel,
+                jobs,
+                options.results / kernel.release / name,
+                directory=CHECKOUT,
+                limit=options.limit,
+                processors=options.processors,
+            )
+            if name in USERS:
+                rows.append(
+                    Row(kernel.release, name, read_suite(result.outcomes[name], result.timed_out), result)
+                )
+                print(table(rows[-1:]), flush=True)
+                continue
+            unfinished |= show(kernel.release, result)
             facts[kernel.release] = claims.parse("\n".join(job.output for job in result.outcomes.values()))
-            continue
-        for user in options.user:
-            suite = read_suite(result.outcomes[user], result.timed_out)
-            rows.append(Row(kernel.release, user, suite, result))
-            failed |= not is_good(suite)
-            print(table(rows[-1:]), flush=True)
     if options.facts:
         finish("facts", claims.table(facts), options.write)
-    elif rows:
-        finish("matrix", table(rows), options.write)
-    return int(failed)
+    return report(rows, options.write) if rows else int(unfinished)
+
+
+def report(rows: list[Row], document: Path | None) -> int:
+    """The exit status: 0 when there is something to report, and all of it good."""
+    finish("matrix", table(rows), document)
+    return int(not rows or any(not is_good(row.suite) for row in rows))
+
+
+def kept(options: argparse.Namespace) -> list[Row]:
+    """The suite's runs of which the folder of results holds the latest, oldest kernel first."""
+    rows = []
+    for folder in sorted(options.results.iterdir(), key=lambda folder: natural(folder.name)):
+        for user in options.user:
+            if (folder / user / "boot.json").exists():
+                result = read_boot(folder / user)
+                rows.append(
+                    Row(folder.name, user, read_suite(result.outcomes[user], result.timed_out), result)
+                )
+    return rows
 
 
 def finish(section: str, text: str, document: Path | None) -> None:
@@ -98,11 +145,13 @@ def finish(section: str, text: str, document: Path | None) -> None:
         replace_section(document, section, text)
 
 
-def jobs(options: argparse.Namespace) -> list[Job]:
+def boots(options: argparse.Namespace) -> list[tuple[str, list[Job]]]:
+    """What each kernel is booted for, by name: a guest of its own for each user of the suite."""
     if options.facts:
-        return fact_jobs()
-    command = options.command or suite_command(options.select)
-    return [Job(user, command, USERS[user]) for user in options.user]
+        return [("facts", fact_jobs())]
+    if options.command:
+        return [("command", [Job(user, options.command, USERS[user]) for user in options.user])]
+    return [(user, [Job(user, suite_command(options.select), USERS[user])]) for user in options.user]
 
 
 def fact_jobs() -> list[Job]:
@@ -139,12 +188,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--user", action="append", choices=USERS, help="only this user; may be repeated")
     parser.add_argument("--list", action="store_true", help="only list the kernels")
+    parser.add_argument("--report", action="store_true", help="only the table of the results that are kept")
     parser.add_argument("--facts", action="store_true", help="run facts.py instead of the suite")
     parser.add_argument(
         "--select", action="append", default=[], metavar="ARG", help="a further argument for pytest"
     )
     parser.add_argument(
-        "--limit", type=float, default=3600, metavar="SECONDS", help="for each kernel (%(default)s)"
+        "--limit", type=float, default=3600, metavar="SECONDS", help="for each guest (%(default)s)"
     )
     parser.add_argument("--processors", type=int, default=1, metavar="N", help="of each guest (%(default)s)")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="%(default)s")

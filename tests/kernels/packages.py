@@ -100,7 +100,7 @@ class Archive:
         if not usable:
             reason = "has images of it without modules only" if releases else "does not list it any more"
             raise GoneError(f"Linux {series} is gone: the archive {reason}")
-        return max(usable, key=_natural)
+        return max(usable, key=natural)
 
     def unpack(self, series: str) -> Kernel:
         """Downloads the newest kernel of `series` unless the cache has it."""
@@ -135,7 +135,7 @@ def _usable(parts: dict[str, str]) -> bool:
     return {"binary", "modules"} <= parts.keys() or ("image" in parts and "binary" not in parts)
 
 
-def _natural(release: str) -> list[int]:
+def natural(release: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", release)]
 
 
