@@ -43,7 +43,7 @@ def hugetlb(count=8):
     try:
         got = change(count)
     except OSError as error:
-        if int(FREE_HUGE_PAGES.read_text()) < count:
+        if not FREE_HUGE_PAGES.exists() or int(FREE_HUGE_PAGES.read_text()) < count:
             raise Missing(f"{HUGE_PAGES}: {error.strerror}, and not {count} pages are free") from error
         yield
         return

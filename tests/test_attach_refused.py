@@ -92,7 +92,7 @@ def test_a_call_that_the_kernel_refuses():
         resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (6, 6))
         injection.inject(target.pid)
         assert injection.end(target)[1] == 0
-    with injection.start("waits", "read") as target:
+    with injection.start("waits", "read", 0) as target:
         target.stands_still()
         descriptors = len(os.listdir(f"/proc/{target.pid}/fd"))
         resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (descriptors, descriptors))

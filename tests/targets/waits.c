@@ -1,6 +1,6 @@
 /*
- * waits KIND: one system call that waits, in the main thread. Prints "ready", and when the call returns
- * "RESULT ERRNO MILLISECONDS". What waits without a limit ends with a byte on the input or with SIGUSR1.
+ * waits KIND LIMIT_MS: one system call that waits, in the main thread. Prints "ready", and when the call
+ * returns "RESULT ERRNO MILLISECONDS". What waits without a limit ends with a byte on the input or with SIGUSR1.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/select.h>
@@ -15,8 +16,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-enum { LIMIT_MS = 950 };
 
 static volatile sig_atomic_t handled;
 
@@ -47,10 +46,10 @@ epoll(int timeout)
 }
 
 static long
-wait_for(const char *kind)
+wait_for(const char *kind, int limit_ms)
 {
-    struct timespec limit = {.tv_nsec = LIMIT_MS * 1000000L}, until;
-    struct timeval limit_us = {.tv_usec = LIMIT_MS * 1000};
+    struct timespec limit = {.tv_sec = limit_ms / 1000, .tv_nsec = limit_ms % 1000 * 1000000L}, until;
+    struct timeval limit_us = {.tv_sec = limit_ms / 1000, .tv_usec = limit_ms % 1000 * 1000};
     struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
     unsigned word = 0;
     sigset_t set;
@@ -67,7 +66,7 @@ wait_for(const char *kind)
     if (strcmp(kind, "clock_nanosleep") == 0) {
         clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_nsec += limit.tv_nsec;
-        until.tv_sec += until.tv_nsec / 1000000000L;
+        until.tv_sec += limit.tv_sec + until.tv_nsec / 1000000000L;
         until.tv_nsec %= 1000000000L;
         return clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
     }
@@ -75,7 +74,7 @@ wait_for(const char *kind)
         return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &limit, NULL, 0);
     }
     if (strcmp(kind, "poll") == 0) {
-        return poll(&input, 1, LIMIT_MS);
+        return poll(&input, 1, limit_ms);
     }
     if (strcmp(kind, "ppoll") == 0) {
         return ppoll(&input, 1, &limit, &set);
@@ -84,7 +83,7 @@ wait_for(const char *kind)
         return select(1, &fds, NULL, NULL, &limit_us);
     }
     if (strcmp(kind, "epoll_limited") == 0) {
-        return epoll(LIMIT_MS);
+        return epoll(limit_ms);
     }
     if (strcmp(kind, "epoll") == 0) {
         return epoll(-1);
@@ -127,7 +126,7 @@ main(int argc, char **argv)
     fflush(stdout);
     begin = now_ms();
     errno = 0;
-    result = wait_for(argc > 1 ? argv[1] : "");
+    result = argc == 3 ? wait_for(argv[1], atoi(argv[2])) : -2;
     printf("%ld %d %.0f\n", result, errno, now_ms() - begin);
     return 0;
 }
