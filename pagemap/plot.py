@@ -237,15 +237,9 @@ def working_set(
     """How much is written within a window of time, as a curve over the window's length.
 
     The mean over all windows that lie in the series, and a band from the least to the most. taus_ns: see
-    analysis.working_set; default for a recording too: analysis.default_taus.
+    analysis.working_set.
     """
-    if isinstance(source, analysis.WorkingSet):
-        found = source
-    else:
-        timeline = getattr(source, "timeline", None)
-        if taus_ns is None and timeline is not None:
-            taus_ns = analysis.default_taus(timeline)
-        found = analysis.working_set(source, taus_ns)
+    found = source if isinstance(source, analysis.WorkingSet) else analysis.working_set(source, taus_ns)
     ax = new_axes(ax)
     ax.set_title(title_of(source, f"working set ({'resident' if is_resident(source) else 'pages written'})"))
     shown = found.windows > 0

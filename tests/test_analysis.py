@@ -491,7 +491,7 @@ def test_chunks_out_of_order() -> None:
     with pytest.raises(TypeError, match="iterable of Series"):
         analysis.dirty_rate([series.regions(0)])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="taus_ns"):
-        analysis.working_set([first, second])
+        analysis.working_set(iter([first, second]))
     for bad in ([], [1.5], "1s"):
         with pytest.raises(TypeError, match="taus_ns"):
             analysis.working_set(series, bad)

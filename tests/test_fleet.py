@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import children
 import numpy as np
 import pytest
 
@@ -97,7 +98,7 @@ def test_each_answer_is_that_of_the_process_alone(path, name):
     import dask
 
     with dask.config.set(scheduler="synchronous"):
-        found = getattr(fleet, name)(fleet.read(path), **QUESTIONS[name])
+        found = getattr(analysis, name)(fleet.read(path), **QUESTIONS[name])
     expected = alone(path, name, QUESTIONS[name])
     assert set(found) == set(expected)
     assert len(found) == 4
@@ -109,7 +110,7 @@ def test_default_windows_are_those_of_the_process(path):
     import dask
 
     with dask.config.set(scheduler="synchronous"):
-        found = fleet.working_set(fleet.read(path))
+        found = analysis.working_set(fleet.read(path))
     for recording in trace.open(path):
         taus = analysis.default_taus(recording.timeline)
         key = (recording.host, recording.pid, recording.timeline.begin_ns)
@@ -129,7 +130,7 @@ def test_partitions_in_any_order_and_by_other_readers(path):
     expected = alone(path, "heat", {})
     with dask.config.set(scheduler="synchronous"):
         for frame in frames:
-            found = fleet.heat(frame)
+            found = analysis.heat(frame)
             assert set(found) == set(expected)
             for key, answer in expected.items():
                 same(found[key], answer)
@@ -140,7 +141,7 @@ import os, sys
 import dask
 from distributed import Client, LocalCluster
 from test_fleet import QUESTIONS, alone, same
-from pagemap import fleet
+from pagemap import analysis, fleet
 
 if __name__ == "__main__":
     with dask.config.set({"distributed.admin.tick.limit": "60s"}), LocalCluster(
@@ -150,20 +151,19 @@ if __name__ == "__main__":
         pids = client.run(os.getpid)
         assert len(set(pids.values()) | {os.getpid()}) == 3
         frame = fleet.read(sys.argv[1])
-        for name in ("heat", "working_set", "dirty_rate"):
-            found = getattr(fleet, name)(frame, **QUESTIONS[name])
-            expected = alone(sys.argv[1], name, QUESTIONS[name])
+        for name, arguments in QUESTIONS.items():
+            found = getattr(analysis, name)(frame, **arguments)
+            expected = alone(sys.argv[1], name, arguments)
             assert set(found) == set(expected) and len(found) == 4
-            for key, answer in expected.items():
-                same(found[key], answer)
+            for process in found:
+                assert (process.host, process.pid, process.begin_ns) in expected
+                same(found[process], expected[process])
     print("equal")
 """
 
 
 @pytest.mark.slow
 def test_on_a_cluster_of_two_processes(path, tmp_path):
-    import children
-
     script = tmp_path / "cluster.py"
     script.write_text(textwrap.dedent(CLUSTER))
     done = subprocess.run(
@@ -181,6 +181,32 @@ def test_what_is_no_trace(path):
 
     frame = fleet.read(path)
     with pytest.raises(ValueError, match="no column categories"):
-        fleet.heat(frame.drop(columns="categories"))
+        analysis.heat(frame.drop(columns="categories"))
     with dask.config.set(scheduler="synchronous"), pytest.raises(ValueError, match="there twice"):
-        fleet.heat(dask.dataframe.concat([frame, frame]))
+        analysis.heat(dask.dataframe.concat([frame, frame]))
+
+
+def test_machines_with_pages_of_their_own_size(path):
+    """A frame says whose pages are how large: half the size, twice the pages."""
+    import dask
+
+    frame = fleet.read(path)
+    halved = frame.assign(page_size=(frame.page_size // 2).where(frame.host == "web2", frame.page_size))
+    with dask.config.set(scheduler="synchronous"):
+        whole, half = analysis.dirty_rate(frame), analysis.dirty_rate(halved)
+    assert {process.host for process in whole} == {"web1", "web2"}
+    for process, rate in whole.items():
+        factor = 2 if process.host == "web2" else 1
+        assert half[process].timeline.page_size * factor == PAGE_SIZE
+        assert half[process].pages.tolist() == (rate.pages * factor).tolist()
+
+
+def test_without_a_frame_dask_stays_where_it_is():
+    code = """
+import sys
+from pagemap import analysis
+series = analysis.Series.from_samples([])
+analysis.heatmap(series), analysis.snapshots(series, 1), analysis.working_set([series])
+sys.exit("dask" in sys.modules or "pagemap.fleet" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], env=children._environment()).returncode == 0

@@ -4,6 +4,9 @@ Each function takes a `Series`, or an iterable of Series that are its chunks in 
 chunk in bounded memory; the classes behind them (`Analysis`) map chunks anywhere and join what comes out,
 exactly. Whatever regions a series holds are what is analysed: ``series.select(Query.WRITTEN)`` takes the
 written ones.
+
+Each takes a Dask DataFrame of traces as well (`pagemap.fleet`), and then returns a dictionary: the same
+answer, to the last digit, for each recording in it.
 """
 
 from .base import Analysis, Source, Table, ladder, run

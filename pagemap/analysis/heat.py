@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._sweep import I64, U64, HasArray, Runs, last_of_equal, measure, ranges_of, sweep, values_at
-from .base import Analysis, Source, Table, run, tally
+from .base import Analysis, Source, Table, for_each, question, run, tally
 from .series import Series, Timeline
 
 VMA_HEAT_DTYPE = np.dtype([("start", "<u8"), ("end", "<u8"), ("pages", "<u8"), ("writes", "<u8")])
@@ -84,6 +84,7 @@ class HeatCount(Analysis[Heat, Heat]):
         return partial
 
 
+@question
 def heat(source: Source) -> Heat:
     """In how many samples each page was written, over the whole address space, as runs of equally hot pages.
 
@@ -214,6 +215,7 @@ class HeatGrid(Analysis[tuple[I64, I64], HeatMap]):
         return HeatMap(self.axes, *partial)
 
 
+@question
 def heatmap(source: Source, *, rows: int = 256, columns: int = 256, min_hole: int = 2 << 20) -> HeatMap:
     """Which pages were written when: a grid of time by address, the holes squeezed out.
 
@@ -226,5 +228,8 @@ def heatmap(source: Source, *, rows: int = 256, columns: int = 256, min_hole: in
         raise TypeError(
             "heatmap reads its source twice, and an iterator can be read only once: give a list, or fit axes"
         )
-    axes = HeatAxes.fit(heat(source), rows=rows, columns=columns, min_hole=min_hole)
-    return run(HeatGrid(axes), source)
+
+    def grid(found: Heat) -> HeatGrid:
+        return HeatGrid(HeatAxes.fit(found, rows=rows, columns=columns, min_hole=min_hole))
+
+    return run(for_each(heat(source), grid), source)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._sweep import I64
-from .base import SECOND, Analysis, Source, Table, run
+from .base import SECOND, Analysis, Source, Table, question, run
 from .series import Series, Timeline
 
 
@@ -62,6 +62,7 @@ class DirtyRate(Analysis[Rate, Rate]):
         return partial
 
 
+@question
 def dirty_rate(source: Source) -> Rate:
     """Distinct pages written in each sample's interval, by its length: pages/s and bytes/s over time.
 
@@ -121,6 +122,7 @@ class Contiguity(Analysis[npt.NDArray[np.int64], RunLengths]):
         return RunLengths(self.EDGES[: used + 1], partial[0, :used], partial[1, :used])
 
 
+@question
 def run_lengths(source: Source) -> RunLengths:
     """Contiguity: the lengths of maximal runs of adjacent pages within a sample, whatever their categories.
 

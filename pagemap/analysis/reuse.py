@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from .._sweep import I64, Runs, sweep, values_at
-from .base import MS, SECOND, Analysis, Source, Table, increasing, ladder, run, tally
+from .base import MS, SECOND, Analysis, Source, Table, for_each, increasing, ladder, question, run, tally
+from .rate import dirty_rate
 from .series import Series, Timeline
 
 Pairs = tuple[I64, I64, I64]
@@ -149,6 +150,14 @@ class WorkingSet(Table):
         }
 
 
+@runtime_checkable
+class HasTimeline(Protocol):
+    """A Series, a recording, a Rate."""
+
+    @property
+    def timeline(self) -> Timeline: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Windows:
     timeline: Timeline
@@ -211,6 +220,7 @@ def _middles(timeline: Timeline) -> I64:
     return timeline.time_ns - timeline.duration_ns // 2
 
 
+@question
 def working_set(source: Source, taus_ns: npt.ArrayLike | None = None) -> WorkingSet:
     """The set of pages written within a window of length tau, as a curve over tau and for each window.
 
@@ -219,16 +229,21 @@ def working_set(source: Source, taus_ns: npt.ArrayLike | None = None) -> Working
     does, and the last one always, so that samples that come a little early or late change nothing. Choose
     tau well above the sampling interval; below, the answer is that of one sample.
 
-    taus_ns: whole ns, increasing. Default, for a Series: 1, 2, 5, 10 … from its median interval to its
-    length. Memory: 16 bytes for each sample and tau. Source: Denning, The Working Set Model for Program
+    taus_ns: whole ns, increasing. Default: 1, 2, 5, 10 … from the median interval to the length of the
+    series; without a `timeline`, as Series and recordings have, that takes a pass more, and an iterator is
+    a TypeError. Memory: 16 bytes for each sample and tau. Source: Denning, The Working Set Model for Program
     Behavior, CACM 11(5), 1968, W(t, tau) with writes as references; the mean over t is his s(tau). Only
     windows that lie wholly in the series count.
     """
-    if taus_ns is None:
-        if not isinstance(source, Series):
-            raise TypeError("taus_ns must be given for a series that comes in chunks")
-        taus_ns = default_taus(source.timeline)
-    return run(WorkingSets(tuple(increasing(taus_ns, "taus_ns").tolist())), source)
+    if taus_ns is not None:
+        return run(WorkingSets(tuple(increasing(taus_ns, "taus_ns").tolist())), source)
+    if isinstance(source, Iterator):
+        raise TypeError("taus_ns must be given for an iterator, which can be read only once")
+
+    def windows(known: HasTimeline) -> WorkingSets:
+        return WorkingSets(tuple(default_taus(known.timeline).tolist()))
+
+    return run(for_each(source if isinstance(source, HasTimeline) else dirty_rate(source), windows), source)
 
 
 def default_taus(timeline: Timeline) -> I64:
@@ -303,6 +318,7 @@ class RedirtyIntervals(Analysis[_Gaps, Intervals]):
         return Intervals(edges, partial.writes, int(seen.pages.sum()), once)
 
 
+@question
 def redirty_intervals(source: Source, edges_ns: npt.ArrayLike | None = None) -> Intervals:
     """How long after a page was written it is written again: a histogram of page-writes over time.
 

@@ -6,6 +6,7 @@ order, in memory bounded by a chunk and the pages of a round.
 
 from __future__ import annotations
 
+import functools
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from .. import regions
 from .._sweep import I64
 from ..categories import REGION_DTYPE
-from .base import MS, SECOND, Source, Table, chunks
+from .base import MS, SECOND, Source, Table, chunks, in_order, question
 from .series import Series
 
 _NEVER = (1 << 63) - 1
@@ -85,6 +86,7 @@ class _Reader:
             self._chunk, self._next = following, 0
 
 
+@question
 def snapshots(source: Source, every_ns: int) -> Rounds:
     """What incremental snapshots every `every_ns` would send: each the pages written since the one before.
 
@@ -95,6 +97,10 @@ def snapshots(source: Source, every_ns: int) -> Rounds:
     every = operator.index(every_ns)
     if every <= 0:
         raise ValueError(f"every_ns must be positive, not {every}")
+    return in_order(functools.partial(_snapshots, every), source)
+
+
+def _snapshots(every: int, source: Source) -> Rounds:
     reader = _Reader(source)
     rounds: list[tuple[int, int, int]] = []
     while True:
@@ -130,6 +136,7 @@ class Migration:
     downtime_ns: int | None
 
 
+@question
 def migrate(
     source: Source,
     *,
@@ -157,6 +164,12 @@ def migrate(
             "memory_bytes and max_downtime_ns must not be negative, bandwidth, max_rounds and max_factor"
             f" positive: {memory}, {downtime}, {rate}, {max_rounds}, {max_factor}"
         )
+    return in_order(functools.partial(_migrate, memory, rate, downtime, max_rounds, max_factor), source)
+
+
+def _migrate(
+    memory: int, rate: int, downtime: int, max_rounds: int, max_factor: int, source: Source
+) -> Migration:
     reader = _Reader(source)
     rounds: list[tuple[int, int, int]] = []
     sent = sending = memory

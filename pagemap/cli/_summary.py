@@ -54,7 +54,7 @@ def summarize(recording: Recording) -> Summary:
     if meta.kind == "dirty":
         facts += dirty_facts(recording, rate, heat)
         grids = [
-            working_set(recording, timeline),
+            working_set(recording),
             rewritten(recording),
             contiguity(recording),
             hottest(recording, heat),
@@ -133,9 +133,9 @@ def resident_facts(rate: analysis.Rate, heat: analysis.Heat) -> list[tuple[str, 
     ]
 
 
-def working_set(source: analysis.Source, timeline: analysis.Timeline) -> Grid:
-    found = analysis.working_set(source, analysis.default_taus(timeline))
-    page, most = timeline.page_size, max(int(np.max(found.max_pages, initial=0)), 1)
+def working_set(source: analysis.Source) -> Grid:
+    found = analysis.working_set(source)
+    page, most = found.timeline.page_size, max(int(np.max(found.max_pages, initial=0)), 1)
     columns = zip(
         found.tau_ns, found.windows, found.mean_pages, found.min_pages, found.max_pages, strict=True
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
 from rich.text import Text
@@ -43,17 +42,19 @@ def command(what: str, interval: float, duration: float, pid: int | None) -> Non
     from .report import as_table
 
     out = console()
-    for title, source, timeline in sources(what, interval, duration, pid):
+    for title, source in sources(what, interval, duration, pid):
         out.print(Text(title, style="bold"))
-        grid = working_set(source, timeline)
+        grid = working_set(source)
         out.print(as_table(grid) if grid.rows else "nothing to say: too few samples")
 
 
-def sources(what: str, interval: float, duration: float, pid: int | None) -> list[tuple[str, Any, Any]]:
-    """(title, series, timeline) of a process that is looked at now, or of the recordings of a trace."""
+def sources(
+    what: str, interval: float, duration: float, pid: int | None
+) -> list[tuple[str, analysis.Source]]:
+    """(title, series) of a process that is looked at now, or of the recordings of a trace."""
     if not what.isdigit():
         recordings = choose(what, pid)
-        return [(f"{r.name} {r.pid} on {r.host}", r, r.timeline) for r in recordings]
+        return [(f"{r.name} {r.pid} on {r.host}", r) for r in recordings]
     number = ProcessId().convert(what, None, None)
     if duration < interval or interval <= 0:
         raise click.UsageError("--duration must be --interval or more, which must be positive")
@@ -67,4 +68,4 @@ def sources(what: str, interval: float, duration: float, pid: int | None) -> lis
             if not samples:
                 raise
     series = analysis.Series.from_samples(samples, begin_ns=begin)
-    return [(f"process {number}", series, series.timeline)]
+    return [(f"process {number}", series)]
