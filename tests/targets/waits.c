@@ -1,6 +1,7 @@
 /*
  * waits KIND LIMIT_MS: one system call that waits, in the main thread. Prints "ready", and when the call
- * returns "RESULT ERRNO MILLISECONDS". What waits without a limit ends with a byte on the input or with SIGUSR1.
+ * returns "RESULT ERRNO MILLISECONDS". What waits without a limit ends with a byte on the input or with
+ * SIGUSR1.
  */
 #define _GNU_SOURCE
 #include <errno.h>
