@@ -20,6 +20,8 @@ from witness import PAGE, PMD
 import pagemap
 
 SECONDS = float(os.environ.get("PAGEMAP_MIRROR_SECONDS", "2"))
+ROUNDS = 6
+"""At least, however slow the machine is."""
 
 
 @pytest.fixture(autouse=True)
@@ -73,14 +75,14 @@ def test_own_memory(need, hammer, granularity, budget):
         hammer.hammer_start(3, time.time_ns() % 1000)
         until = time.monotonic() + SECONDS / 2
         rounds = 0
-        while time.monotonic() < until:
+        while time.monotonic() < until or rounds < ROUNDS:
             mirror.update(tracker.collect(budget))
             rounds += 1
         writes = hammer.hammer_stop()
         mirror.update(tracker.collect())
         assert mirror.wrong_pages(spans) == []
         assert len(tracker.collect()) == 0
-        assert min(rounds, mirror.copied) > 5
+        assert mirror.copied > 5
         assert writes > 1000
 
 
@@ -112,7 +114,7 @@ def test_another_process(granularity, seed):
         mirror.update(tracker.populated())
         until = time.monotonic() + SECONDS / 2
         rounds = 0
-        while time.monotonic() < until:
+        while time.monotonic() < until or rounds < ROUNDS:
             mirror.update(tracker.collect())
             mirror.forget_unmapped(tracker.vmas)
             rounds += 1
@@ -123,4 +125,3 @@ def test_another_process(granularity, seed):
         assert pagemap.regions.page_count(tracker.collect()) <= 20  # it waits in read(): its stack at most
         assert mirror.wrong_pages(areas) == []
         assert len(areas) > 10
-        assert rounds > 3

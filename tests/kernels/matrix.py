@@ -55,7 +55,7 @@ INDEPENDENT = (
     *("span", "threads", "trace", "track_interrupted", "typed_contract"),
 )
 # … and whole programs under load, which take hours on an emulated processor.
-ENDLESS = ("attach_process", "examples_tracking", "lifecycles", "soak", "threads_stress")
+ENDLESS = ("attach_inject", "attach_process", "examples_tracking", "lifecycles", "soak", "threads_stress")
 
 
 def suite_command(selection: list[str]) -> list[str]:
