@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import children
@@ -246,6 +247,58 @@ def test_a_monotonic_clock_that_stands_still(tmp_path, script, monkeypatch):
             for _ in given:
                 recorder.sample()
     assert (np.diff(trace.open(tmp_path).only().timeline.time_ns) > 0).all()
+
+
+class Time:
+    """A clock that only waiting moves on, each time by a bit too much."""
+
+    def __init__(self, monkeypatch, late_ns):
+        self.now, self.late_ns = 10**15, late_ns
+        monkeypatch.setattr(time, "monotonic_ns", lambda: self.now)
+
+    def wait(self, seconds):
+        self.now += round(seconds * 10**9) + self.late_ns
+        return False
+
+
+def test_a_slow_start_costs_no_sample(tmp_path, monkeypatch):
+    """The clock starts when there can be a sample; each one's error is in the trace."""
+    with pagemap.PageMap() as pm:
+        clock = Time(monkeypatch, late_ns=3_000_000)
+        with trace.Recorder(pm, tmp_path, interval=0.02) as recorder:
+            clock.now += 5 * 10**9
+            begin = clock.now
+            recorder.run(0.2, stop=clock)
+    recording = trace.open(tmp_path).only()
+    assert (recording.timing.samples, recording.timing.missed) == (10, 0)
+    assert (recording.timing.late_sum_ns, recording.timing.late_max_ns) == (30_000_000, 3_000_000)
+    times = recording.timeline.time_ns - (recording.metadata.begin_ns + 5 * 10**9)
+    assert times.tolist() == [20_000_000 * i + 3_000_000 for i in range(1, 11)]
+    assert begin == clock.now - 203_000_000
+
+
+def test_a_slow_disk_makes_no_sample_late(tmp_path, monkeypatch, script):
+    """While a part is written, others wait in memory, and become one when it is done."""
+    given = [region_array((i, i + 1, 2)) for i in range(9)]
+    monkeypatch.setattr(trace.recorder, "FIRST_PART_S", 0)
+    monkeypatch.setattr(trace.recorder, "PART_SHARE", 0)
+    write, done = trace.Recorder._write, threading.Event()
+
+    def slow(self, part, table, vmas):
+        assert done.wait(60)
+        write(self, part, table, vmas)
+
+    with monkeypatch.context() as patch, trace.Recorder(script(given), tmp_path) as recorder:
+        patch.setattr(trace.Recorder, "_write", slow)
+        for _ in given[:-1]:
+            recorder.sample()
+        done.set()
+        recorder._wait()
+        recorder.sample()
+    recording = trace.open(tmp_path).only()
+    assert [len(chunk) for chunk in recording][-1] > 1
+    assert sum(len(chunk) for chunk in recording) == 9
+    assert analysis.dirty_rate(recording).pages.tolist() == [1] * 9
 
 
 def test_an_empty_trace(tmp_path, script):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from pagemap import Category, PageMap, Query, features, regions
 from pagemap.attach import attach
 from pagemap.errors import UnsupportedError
 
+from ._child import Child
 from ._group import Failure, Unsupported
 from ._output import console, pages, size
 from ._params import ProcessId
@@ -68,6 +68,8 @@ def command(
 
     Each sample holds the pages that were written since the one before; with --resident, those that are
     resident or swapped.
+    A COMMAND is seen from its first instruction on; a program that it replaces itself by (exec) from some
+    milliseconds on.
     """
     from pagemap.trace.metadata import arrow
 
@@ -81,29 +83,31 @@ def command(
         if pid == os.getpid():
             raise click.UsageError("a recording of the recorder says nothing: give another process")
     else:
-        child = start(what)
+        child = Child(what)
         pid = child.pid
     ended: list[str] = []
     try:
         with stop_event() as stop:
-            finish = None if duration is None else time.monotonic() + duration
+            begin, left = time.monotonic(), duration
             while True:
-                left = None if finish is None else max(finish - time.monotonic(), 0.0)
                 try:
-                    directory, why = record_once(pid, output, interval, left, resident, stop)
+                    directory, why = record_once(
+                        pid, output, interval, left, resident, stop, child.resume if child else None
+                    )
                     ended.append(directory)
                 except ProcessLookupError:
                     if child is None:
                         raise
-                    if has_exited(child):
+                    if child.has_exited():
                         raise Failure(f"{what[0]} had ended before there was a sample") from None
                     continue
                 # A command that replaces itself by another (a shell's exec, an interpreter's launcher).
-                if why != "exited" or child is None or has_exited(child):
+                if why != "exited" or child is None or child.has_exited():
                     break
+                left = None if duration is None else max(begin + duration - time.monotonic(), 0.0)
     finally:
         if child is not None:
-            end(child)
+            child.end()
     out = console(sys.stderr)
     tell(out, output, ended[-1])
     if child is not None:
@@ -111,31 +115,6 @@ def command(
         if code and not stop.is_set() and duration is None:
             out.print(f"the command ended with {f'code {code}' if code > 0 else signal.Signals(-code).name}")
     out.print(f"now: pagemap report {output}")
-
-
-def start(what: tuple[str, ...]) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(what)
-    except OSError as error:
-        raise Failure(f"cannot start {what[0]}: {error.strerror}") from error
-
-
-def has_exited(child: subprocess.Popen[bytes]) -> bool:
-    """Whether it is over; a process's memory goes a moment before the process does."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(0.2)
-    return child.returncode is not None
-
-
-def end(child: subprocess.Popen[bytes]) -> None:
-    """Terminates the command, and kills it where that takes too long."""
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
 
 
 @contextlib.contextmanager
@@ -153,9 +132,15 @@ def stop_event() -> Iterator[threading.Event]:
 
 
 def record_once(
-    pid: int, output: str, interval: float, duration: float | None, resident: bool, stop: threading.Event
+    pid: int,
+    output: str,
+    interval: float,
+    duration: float | None,
+    resident: bool,
+    stop: threading.Event,
+    ready: Callable[[], None] | None,
 ) -> tuple[str, str]:
-    """One recording: its directory, and why it ended."""
+    """One recording: its directory, and why it ended. ready() is called when nothing is missed any more."""
     from pagemap import trace
 
     wanted = Category.PRESENT | Category.SWAPPED
@@ -172,6 +157,8 @@ def record_once(
             status = stack.enter_context(Status(f"recording process {pid}", console=err))
             on_sample = show_progress(status, pid)
         recorder = stack.enter_context(trace.Recorder(source, output, query=query, interval=interval))
+        if ready is not None:
+            ready()
         recorder.run(duration, stop=stop, on_sample=on_sample)
     return str(recorder.directory), recorder.ended or ""
 
@@ -206,6 +193,10 @@ def tell(out: Any, output: str, directory: str) -> None:
         f"{output}: process {recording.pid} ({recording.name}), {timing.samples} samples in {length},"
         f" {size(files)}; ended: {recording.ended}"
     )
+    if not timing.samples:
+        interval = seconds(recording.metadata.interval_ns)
+        out.print(f"it ended before the first sample was due: try a shorter --interval than {interval}")
+        return
     out.print(
         f"samples were late by {seconds(mean)} on average, {seconds(timing.late_max_ns)} at most;"
         f" {timing.missed} were left out; a scan took up to {seconds(timing.scan_max_ns)}"

@@ -23,7 +23,10 @@ def arrow() -> ModuleType:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError("traces need pyarrow: pip install 'pagemap-scan[trace]'") from error
-    pyarrow.array([0])  # the first array imports pandas, half a second: not while a recorder's clock runs
+    # The first array imports pandas, half a second; the first file loads codecs and starts threads: not
+    # while a recorder's clock runs.
+    first = pyarrow.table({"first": [0]})
+    pyarrow.parquet.write_table(first, pyarrow.BufferOutputStream(), compression="zstd")
     module: ModuleType = pyarrow
     return module
 

@@ -135,7 +135,9 @@ class Recorder:
         self._last = now
         self._look_at_vmas(found)
         length = min(max(FIRST_PART_S * SECOND, PART_SHARE * (now - self._begin)), MAX_PART_S * SECOND)
-        if self._rows >= MAX_ROWS or now - self._flushed >= length:
+        # A slow disk makes parts longer, not samples late, as long as there is memory for it.
+        idle = self._writing is None or self._writing.done()
+        if self._rows >= MAX_ROWS or (now - self._flushed >= length and idle):
             self._flush()
         return found
 
@@ -159,16 +161,17 @@ class Recorder:
     ) -> None:
         """Samples at the interval for `duration` seconds (None: until the process ends, or `stop` is set).
 
-        Samples are due on a grid from the beginning on, so one that is late does not delay the next; places
-        on the grid that are over already are left out, and counted.
+        Samples are due on a grid from now on, so one that is late does not delay the next; places on the
+        grid that are over already are left out, and counted.
         """
         stop = threading.Event() if stop is None else stop
         step = self.metadata.interval_ns
-        finish = None if duration is None else self._begin + round(duration * SECOND)
+        begin = time.monotonic_ns()
+        finish = None if duration is None else begin + round(duration * SECOND)
         tick = 1
         try:
             while True:
-                due = self._begin + tick * step if step else time.monotonic_ns()
+                due = begin + tick * step if step else time.monotonic_ns()
                 if finish is not None and due > finish:
                     self.close("duration")
                     return
