@@ -126,16 +126,39 @@ class Runs:
         closes = np.empty_like(opens)
         closes[:1], closes[1:] = self._last[0], opens[:-1]
         starts = steps.compress(opens)
-        self._blocks.append([at[starts], at[steps.compress(closes)], *(value[starts] for value in values)])
+        self._keep([at[starts], at[steps.compress(closes)], *(value[starts] for value in values)])
         self._last = tuple(column[-1] for column in columns)
+
+    def _keep(self, columns: list[Array]) -> None:
+        self._blocks.append(columns)
 
     def result(self) -> list[Array]:
         """[start, end, value…], ascending and disjoint; neighbours that touch differ in a value."""
         return [np.concatenate(column) for column in zip(*self._blocks, strict=True)]
 
-    def structured(self, dtype: np.dtype[Any]) -> Array:
-        """The same as one array of `dtype`, whose fields are start, end, value…"""
-        table = np.empty(sum(block[0].size for block in self._blocks), dtype)
-        for name, column in zip(dtype.names or (), zip(*self._blocks, strict=True), strict=True):
-            np.concatenate(column, out=table[name])
-        return table
+
+class RunTable(Runs):
+    """The same as one array of a structured dtype, whose fields are start, end, value….
+
+    Written where it stays: fresh memory costs more than the arithmetic. What of `capacity` is not used is
+    never touched.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], capacity: int) -> None:
+        start, _, *values = (dtype[name] for name in dtype.names or ())
+        super().__init__(start, *values)
+        self._table = np.empty(capacity, dtype)
+        self._columns = [self._table[name] for name in dtype.names or ()]
+        self._filled = [0] * len(self._columns)
+
+    def _keep(self, columns: list[Array]) -> None:
+        for k, column in enumerate(columns):
+            stop = self._filled[k] + column.size
+            self._columns[k][self._filled[k] : stop] = column
+            self._filled[k] = stop
+
+    def table(self) -> Array:
+        """All of it, once and at the end."""
+        self._columns.clear()
+        self._table.resize(self._filled[0], refcheck=False)
+        return self._table

@@ -33,7 +33,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from ._sweep import U64, Bools, HasArray, Runs, last_of_equal, measure, ranges_of, sweep, values_at
+from ._sweep import U64, Bools, HasArray, RunTable, last_of_equal, measure, ranges_of, sweep, values_at
 from .categories import PAGE_SIZE, REGION_DTYPE, Category
 from .query import Query
 
@@ -248,11 +248,12 @@ def _combine(a: Regions, b: Regions, rule: Callable[[Bools, Bools], Bools]) -> R
     """The pages for which ``rule(in a, in b)`` holds, with all the categories that `a` and `b` give them."""
     bounds_a, categories_a = _columns(a)
     bounds_b, categories_b = _columns(b)
-    out = Runs("<u8", "<u8")
+    # A run begins at a bound.
+    out = RunTable(REGION_DTYPE, bounds_a.size + bounds_b.size)
     for at, in_a, in_b in sweep(bounds_a, bounds_b):
         inside = rule((in_a & 1).astype(np.bool_), (in_b & 1).astype(np.bool_))
         out.add(at, inside, (values_at(categories_a, in_a) | values_at(categories_b, in_b)) * inside)
-    return out.structured(REGION_DTYPE)
+    return out.table()
 
 
 def _merge(bounds: U64, categories: U64) -> Regions:
@@ -262,9 +263,9 @@ def _merge(bounds: U64, categories: U64) -> Regions:
 
 
 def _assemble(at: U64, inside: Bools, categories: U64) -> Regions:
-    out = Runs("<u8", "<u8")
+    out = RunTable(REGION_DTYPE, at.size)
     out.add(at, inside, categories)
-    return out.structured(REGION_DTYPE)
+    return out.table()
 
 
 def _bits(categories: U64) -> list[np.uint64]:
