@@ -101,6 +101,7 @@ def test_what_does_not_change_is_whole_in_every_picture(engine):
 MANY_REGIONS = """
 import mmap, sys
 memory = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
 for page in range(0, 4096, 2):
     memory[page * 4096] = 1
 print("ready", flush=True)
@@ -112,6 +113,7 @@ def test_one_that_exits_between_two_batches(engine):
     with children.target(MANY_REGIONS) as target, PageMap(target.pid, engine=engine) as pm:
         batches = pm.iter_scan(Query.PRESENT, batch_size=100)
         first = next(batches)
+        assert len(first) == 100
         before = first.copy()
         target.kill()
         with pytest.raises(ProcessLookupError, match=f"process {target.pid}"):

@@ -225,7 +225,10 @@ def test_read_into_tracked_memory():
 def test_read_past_the_page_cache():
     """O_DIRECT: the device writes; it has done so when the call returns."""
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(tempfile.NamedTemporaryFile(dir="."))
+        try:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir="."))
+        except OSError as error:
+            pytest.skip(f"a file on a disk, in the working directory: {error.strerror}")
         file.write(b"d" * 4 * PAGE)
         file.flush()
         try:

@@ -52,6 +52,8 @@ def suite_command(selection: list[str]) -> list[str]:
         "-o",
         "timeout=300",
         "--durations=50",
+        "-o",
+        "junit_family=xunit1",
         *(f"--ignore=tests/test_{name}.py" for name in f"{INDEPENDENT} {ENDLESS}".split()),
         *selection,
     ]
