@@ -4,6 +4,8 @@ import os
 
 from witness import PAGE
 
+ZEROS = bytes(PAGE)
+
 
 class Mirror:
     """Copies of pages by address. `copy(start, end)` gives the bytes, or None where nothing is mapped."""
@@ -44,14 +46,21 @@ class Mirror:
         self.pages = kept
 
     def wrong_pages(self, areas):
-        """The pages of some (start, end) where it differs from the memory. A page never reported is zeros."""
-        nothing = bytes(PAGE)
-        return [
-            page
-            for start, end in areas
-            for page in range(start, end, PAGE)
-            if self.pages.get(page, nothing) != self.copy(page, page + PAGE)
-        ]
+        """Where it differs from the memory in some (start, end), in words. A page never reported is zeros."""
+        wrong = []
+        for start, end in areas:
+            for page in range(start, end, PAGE):
+                kept, is_now = self.pages.get(page, ZEROS), self.copy(page, page + PAGE)
+                if kept != is_now:
+                    where = f"page {(page - start) // PAGE} of {(end - start) // PAGE} at {start:#x}"
+                    wrong.append(f"{where}: kept {_in_words(kept)}, is {_in_words(is_now)}")
+        return wrong
+
+
+def _in_words(content):
+    if content is None:
+        return "not there"
+    return f"{PAGE - content.count(0)} bytes other than 0"
 
 
 class MemoryOf:
