@@ -33,10 +33,12 @@ USERS = {"root": 0, "user": 65534}
 INDEPENDENT = (
     "analysis bad_arguments bad_buffers cli cli_dirty docs examples fleet fuzz_corpus instructions "
     "interpreters leaks out_of_resources plot query region_buffer regions span threads trace "
-    "track_interrupted typed_contract"
+    "track_interrupted typed_contract vmas"
 )
 # … and what races for minutes, or runs whole programs under load: hours on an emulated processor.
-ENDLESS = "attach_inject attach_process examples_tracking lifecycles soak threads_stress"
+ENDLESS = (
+    "attach_inject attach_process examples_tracking lifecycles mirror soak targets_that_change threads_stress"
+)
 
 
 def suite_command(selection: list[str]) -> list[str]:
@@ -52,7 +54,6 @@ def suite_command(selection: list[str]) -> list[str]:
         "-o",
         "timeout=300",
         "--durations=50",
-        "--deselect=tests/test_vmas.py::test_random_lines",  # draws from all of Unicode
         "-o",
         "junit_family=xunit1",
         *(f"--ignore=tests/test_{name}.py" for name in f"{INDEPENDENT} {ENDLESS}".split()),
@@ -66,8 +67,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the guest ends with this program
     if options.report:
         return report(kept(options), options.write)
-    # The guests cannot write byte code: without it each process of a test compiles the package anew.
-    compileall.compile_dir(CHECKOUT / "pagemap", quiet=1)
+    # The guests cannot write byte code: without it each process of a test compiles everything anew.
+    for folder in ("pagemap", "tests"):
+        compileall.compile_dir(CHECKOUT / folder, quiet=1)
     archive = Archive(options.cache)
     archive.update()
     rows: list[Row] = []
