@@ -98,8 +98,6 @@ def heatmap(
     at most so many cells of time and address; min_hole: bytes, see analysis.HeatAxes.fit. vmas: names for the
     addresses; default: those of a recording.
     """
-    from matplotlib.colors import Normalize
-
     grid = (
         source
         if isinstance(source, analysis.HeatMap)
@@ -107,6 +105,8 @@ def heatmap(
     )
     vmas = getattr(source, "vmas", None) if vmas is None else vmas
     ax = new_axes(ax, (10.0, 5.5))
+    from matplotlib.colors import Normalize
+
     resident = is_resident(source)
     ax.set_title(title_of(source, f"pages {'resident' if resident else 'written'}, by time and address"))
     if not grid.counts.size:
@@ -223,6 +223,7 @@ def rate(source: analysis.Source | analysis.Rate, *, ax: Axes | None = None) -> 
         ax.fill_between(middle, least, most, color=BLUE, alpha=0.25, linewidth=0, label="least to most")
         ax.plot(middle, mean, color=BLUE, linewidth=1, label="mean")
         ax.legend(frameon=False)
+    ax.margins(x=0.01)
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)
     return ax
@@ -253,11 +254,13 @@ def working_set(
     if len(tau) == 1:
         ax.vlines(tau, least, most, color=BLUE, alpha=0.4)
     ax.set_xscale("log")
+    ax.set_xticks(tau[:: -(-len(tau) // 16)])
+    ax.set_xticks([], minor=True)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_xlabel("length of the window (s)")
     ax.set_ylabel("distinct pages (MiB)")
     ax.set_ylim(bottom=0)
-    ax.grid(alpha=0.3, which="both")
+    ax.grid(alpha=0.3)
     ax.legend(frameon=False, loc="upper left")
     return ax
 
@@ -305,6 +308,7 @@ def address_space(
         )
     ax.set_yticks(place, [shortened(label) for label, *_ in bars], fontsize=8)
     ax.set_xlim(0, float(left.max()) * 1.3)
+    ax.margins(y=0.01)
     ax.set_xlabel("populated memory (MiB)")
     ax.set_ylabel("mapping, in order of address")
     ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderpad=0)

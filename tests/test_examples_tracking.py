@@ -24,6 +24,13 @@ def run(name):
     return done.stdout.splitlines()
 
 
+def test_the_readme_says_what_each_shows():
+    text = (EXAMPLES / "README.md").read_text("utf-8")
+    listed = re.findall(r"^\| \[(.+)\]\(\1\) \| .{20,} \|$", text, re.MULTILINE)
+    there = [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")]
+    assert sorted(listed) == sorted(there)
+
+
 def test_mirror():
     """A row is 32 KiB on no page's boundary: it touches at most nine pages."""
     first, *steps = run("mirror.py")

@@ -364,6 +364,17 @@ def test_vmas_that_change(tmp_path):
     assert pages >= (1 << 24) // PAGE_SIZE
 
 
+def test_a_damaged_file_is_named(tmp_path, script):
+    with trace.Recorder(script([region_array((1, 3, 2))]), tmp_path) as recorder:
+        recorder.sample()
+    recording = trace.open(tmp_path).only()
+    path = recording.parts[-1].path
+    good = path.read_bytes()
+    path.write_bytes(good[:4] + bytes(len(good) // 3) + good[4 + len(good) // 3 :])
+    with pytest.raises(OSError, match=f"the file is damaged: .*{path.name}"):
+        analysis.dirty_rate(recording)
+
+
 def test_what_is_no_trace(tmp_path):
     pa = pytest.importorskip("pyarrow")
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -371,7 +382,7 @@ def test_what_is_no_trace(tmp_path):
     with pytest.raises(FileNotFoundError, match="no Parquet file"):
         trace.open(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match="no Parquet file"):
+    with pytest.raises(ValueError, match=r"a\.parquet is no Parquet file, or was cut short"):
         trace.open(tmp_path)
     pa.parquet.write_table(pa.table({"time": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="not written by pagemap"):

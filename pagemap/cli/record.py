@@ -71,10 +71,10 @@ def command(
     A COMMAND is seen from its first instruction on; a program that it replaces itself by (exec) from some
     milliseconds on.
     """
-    from pagemap.trace.metadata import arrow
+    from pagemap.trace.recorder import warmed_up
 
     try:
-        arrow()  # before the command starts: it would run unseen meanwhile
+        warmed_up()  # before the command starts: it would stand still meanwhile
     except ImportError as error:
         raise Unsupported(str(error)) from error
     child = None

@@ -173,7 +173,9 @@ def picture(rows: list[Row], limit: int, hidden: int) -> Table:
             row.user,
             Text(row.name),
         )
-    shown = f"{len(rows)} processes" + (f", {hidden} more that this user may not look at" if hidden else "")
+    shown = f"{len(rows)} process{'es' * (len(rows) != 1)}" + (
+        f", {hidden} more that this user may not look at" if hidden else ""
+    )
     table.add_section()
     table.add_row("", "", "", "", "", "", Text(shown, style="dim"))
     return table

@@ -23,10 +23,6 @@ def arrow() -> ModuleType:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError("traces need pyarrow: pip install 'pagemap-scan[trace]'") from error
-    # The first array imports pandas, half a second; the first file loads codecs and starts threads: not
-    # while a recorder's clock runs.
-    first = pyarrow.table({"first": [0]})
-    pyarrow.parquet.write_table(first, pyarrow.BufferOutputStream(), compression="zstd")
     module: ModuleType = pyarrow
     return module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -97,7 +98,7 @@ class Recording:
         """
         pq = arrow().parquet
         paths = (part.path.with_name(f"_{part.path.stem}.vmas") for part in self.parts)
-        return vma_files.merged([pq.read_table(path, partitioning=None) for path in paths if path.exists()])
+        return vma_files.merged([pq.ParquetFile(path).read() for path in paths if path.exists()])
 
     def __repr__(self) -> str:
         what = f"{self.name or '?'} (pid {self.pid} on {self.host})"
@@ -168,7 +169,7 @@ def read_part(path: Path) -> Part:
     try:
         footer = pa.parquet.read_metadata(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
+        raise ValueError(f"{path} is no Parquet file, or was cut short: {error}") from error
     text = (footer.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise ValueError(f"{path} was not written by pagemap: it has no metadata of a trace")
@@ -177,7 +178,13 @@ def read_part(path: Path) -> Part:
 
 def _columns(part: Part, names: Sequence[str]) -> list[Any]:
     pa = arrow()
-    table = pa.parquet.read_table(part.path, columns=list(names), partitioning=None, memory_map=True)
+    try:
+        # Not read_table(): that imports what reads whole data sets, and pandas.
+        with pa.parquet.ParquetFile(part.path, memory_map=True) as file:
+            table = file.read(list(names))
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OSError(errno.EIO, f"the file is damaged: {reason}", str(part.path)) from error
     columns = []
     for name in names:
         column = table.column(name)

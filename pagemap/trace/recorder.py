@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self, SupportsIndex
 from urllib.parse import quote
 
@@ -37,6 +38,18 @@ lost when the recorder is killed, and a day is some 1,500 files.
 """
 
 
+@functools.cache
+def warmed_up() -> ModuleType:
+    """pyarrow, when it has done everything once.
+
+    Its first array imports pandas, half a second; its first file loads codecs and starts threads: not while
+    a recorder's clock runs.
+    """
+    pa = arrow()
+    pa.parquet.write_table(pa.table({"first": [0]}), pa.BufferOutputStream(), compression="zstd")
+    return pa
+
+
 class Recorder:
     """Takes samples of one process and writes them into a trace. See record(), which runs one.
 
@@ -54,7 +67,7 @@ class Recorder:
     ) -> None:
         if not 0 <= interval < 1e9:
             raise ValueError(f"interval must be 0 seconds or more, not {interval!r}")
-        self._arrow, self._schema = arrow(), schema()
+        self._arrow, self._schema = warmed_up(), schema()
         self._query = query
         self._tracker = source if isinstance(source, Tracker) else None
         if isinstance(source, PageMap):
