@@ -17,7 +17,7 @@ from .._sweep import I64, U64
 from ..analysis import Series, Timeline
 from ..maps import VmaTable
 from . import vmas as vma_files
-from .metadata import METADATA_KEY, Metadata, Timing, arrow
+from .metadata import METADATA_KEY, Metadata, Timing, arrow, to_numpy
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -190,8 +190,7 @@ def _columns(part: Part, names: Sequence[str]) -> list[Any]:
         column = table.column(name)
         # One row group, one chunk: no copy.
         array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        kind = pa.int64() if pa.types.is_timestamp(array.type) else array.type
-        columns.append(array.view(kind).to_numpy())
+        columns.append(to_numpy(array))
     return columns
 
 

@@ -38,11 +38,11 @@ def merged(tables: list[Any]) -> VmaTable:
     known = as_regions([], [])
     lines: list[tuple[int, str]] = []
     for table in reversed(tables):
-        numbered = as_regions(table.column("start").to_numpy(), table.column("end").to_numpy())
+        values = table.to_pydict()
+        numbered = as_regions(values["start"], values["end"])
         here = regions.coalesce(numbered)
         # Neighbours stay apart: the number of its VMA is what a piece has for categories.
         numbered["categories"] = np.arange(1, len(numbered) + 1)
-        values = table.to_pydict()
         for start, end, number in regions.difference(numbered, known).tolist():
             lines.append((start, _maps_line(values, number - 1, start, end)))
         known = regions.union(known, here)
