@@ -1,6 +1,7 @@
 /* Argument checks: every refusal names the argument and comes before anything is changed. */
 #include "pagemap_module.h"
 
+#include <errno.h>
 #include <limits.h>
 
 int
@@ -23,6 +24,13 @@ arg_u64_checked(PyObject *value, const char *name, uint64_t *out)
         return -1;
     }
     return 0;
+}
+
+PyObject *
+raise_errno(int error)
+{
+    errno = error;
+    return PyErr_SetFromErrno(PyExc_OSError);
 }
 
 PyObject *
@@ -76,11 +84,12 @@ arg_masks(PyObject *tuple, selection *out)
 {
     PyObject *masks[4];
 
+    if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) != 4) {
+        PyErr_Format(PyExc_TypeError, "masks must be a tuple of four, not %R", tuple);
+        return -1;
+    }
     for (int i = 0; i < 4; i++) {
         masks[i] = PyTuple_GetItem(tuple, i);
-        if (masks[i] == NULL) {
-            return -1;
-        }
     }
     return arg_selection(masks, out);
 }

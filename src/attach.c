@@ -3,6 +3,8 @@
 
 #include "inject.h"
 
+#include <unistd.h>
+
 static const char *
 stage_name(enum inject_stage stage)
 {
@@ -41,6 +43,7 @@ PyObject *
 pagemap_inject_userfaultfd(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     struct inject_result result;
+    PyObject *answer;
     int pid, flags, error;
 
     if (arg_count("inject_userfaultfd", nargs, 2) < 0 || arg_int(args[0], "pid", &pid) < 0 ||
@@ -59,5 +62,9 @@ pagemap_inject_userfaultfd(PyObject *Py_UNUSED(module), PyObject *const *args, P
         raise_injection_error(-error, &result);
         return NULL;
     }
-    return Py_BuildValue("(iL)", result.fd, (long long)result.stopped_ns);
+    answer = Py_BuildValue("(iL)", result.fd, (long long)result.stopped_ns);
+    if (answer == NULL) {
+        close(result.fd);
+    }
+    return answer;
 }

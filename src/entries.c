@@ -159,7 +159,7 @@ read_ranges(int fd, const uint64_t (*ranges)[2], size_t range_count, const scan_
         uint64_t at = ranges[i][0] > request->start ? ranges[i][0] : request->start;
         uint64_t end = ranges[i][1] < request->end ? ranges[i][1] : request->end;
 
-        while (at < end) {
+        while (at < end && end - at >= page_size) {
             size_t pages = (size_t)((end - at) / page_size);
             size_t n = pages < CHUNK_ENTRIES ? pages : CHUNK_ENTRIES;
             uint64_t stop;
@@ -259,8 +259,7 @@ pagemap_read_entries(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
 
     PyBuffer_Release(&out);
     if (error != 0) {
-        errno = error;
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_errno(error);
     }
     Py_RETURN_NONE;
 }

@@ -255,6 +255,7 @@ find_syscall_insn(struct inject_target *target, struct inject_result *out)
     struct iovec local, remote;
     unsigned char *text = NULL;
     size_t length;
+    ssize_t size;
     int error = find_vdso(target, &start, &end, out);
 
     if (error != 0) {
@@ -267,8 +268,9 @@ find_syscall_insn(struct inject_target *target, struct inject_result *out)
     }
     local = (struct iovec){text, length};
     remote = (struct iovec){(void *)(uintptr_t)start, length}; // NOLINT: an address over there
-    if (process_vm_readv(target->tid, &local, 1, &remote, 1, 0) != (ssize_t)length) {
-        error = memory_refused(errno, out);
+    size = process_vm_readv(target->tid, &local, 1, &remote, 1, 0);
+    if (size != (ssize_t)length) {
+        error = memory_refused(size < 0 ? errno : EFAULT, out);
         goto done;
     }
     header = (const Elf64_Ehdr *)(const void *)text;

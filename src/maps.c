@@ -214,8 +214,7 @@ pagemap_read_maps(PyObject *Py_UNUSED(module), PyObject *fd_object)
     Py_END_ALLOW_THREADS
 
     if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
+        raise_errno(error);
     } else {
         result = PyBytes_FromStringAndSize(text, (Py_ssize_t)length);
     }
@@ -245,8 +244,7 @@ pagemap_query_vma(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t
         Py_RETURN_NONE;
     }
     if (error != 0) {
-        errno = error;
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_errno(error);
     }
     return tuple_of((PyObject *[]){PyLong_FromUnsignedLongLong(query.vma_start),
                                    PyLong_FromUnsignedLongLong(query.vma_end),

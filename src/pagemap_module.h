@@ -14,13 +14,13 @@
 enum { SCAN_KEYWORD_COUNT = 7 };
 
 typedef struct {
-    PyObject
-        *scan_keywords[SCAN_KEYWORD_COUNT]; /* interned, so that a caller's literal matches by identity */
+    /* Interned, so that a caller's literal matches by identity. */
+    PyObject *scan_keywords[SCAN_KEYWORD_COUNT];
     PyObject *str_dtype;
     PyObject *str_hasobject;
     PyObject *region_buffer_type;
-    _Atomic(PyObject *)
-        plain_dtype; /* the first dtype without Python objects that was met: as a rule the only one */
+    /* The first dtype without Python objects that was met: as a rule the only one. */
+    _Atomic(PyObject *) plain_dtype;
 } module_state;
 
 /* Which pages to select and what to report of them: the masks of struct pm_scan_arg, for both engines. */
@@ -60,27 +60,35 @@ arg_u64(PyObject *value, const char *name, uint64_t *out)
     return 0;
 }
 
+/* OSError of the fitting subclass, with a C errno that was kept while the GIL was taken again. NULL. */
+PyObject *raise_errno(int error);
+
 /* A tuple that takes over new references; NULL among them means that an exception is set. Py_BuildValue
  * costs as much as a system call. */
 PyObject *tuple_of(PyObject *const *items, Py_ssize_t count);
 
 /* memory.c: anonymous memory, of whole pages, for munmap(); NULL when there is none. */
-static const size_t HUGE_SIZE = (size_t)2
-                                << 20; /* a huge page of x86-64, and of others with pages of 4 KiB */
+static const size_t HUGE_SIZE = 2 << 20; /* a huge page where pages have 4 KiB */
 void *memory_map(size_t length);
 void *memory_resize(void *memory, size_t old_length, size_t length);
+
+/* regions.c. Merges neighbours that touch and report the same into one, in place, from `from` on (and `from`
+ * with the one before it); returns the new length. */
+size_t regions_merge(struct pmu_page_region *regions, size_t from, size_t length);
+uint64_t regions_pages(const struct pmu_page_region *regions, size_t count);
 
 /*
  * region_buffer.c: one mapping, one owner. `hold` is the number of exported views, or -1 while a
  * system call writes into the memory or it is being resized; every change of it is atomic, so views
- * and writers exclude each other without the GIL.
+ * and writers exclude each other without the GIL. `capacity` and `length` are atomic because anybody may
+ * ask for them meanwhile; the rest is the holder's.
  */
 typedef struct {
     PyObject_HEAD
     struct pmu_page_region *regions;
-    size_t capacity; /* regions that fit */
-    size_t length; /* regions that the last scan, read or append left: what an interrupted caller salvages */
-    size_t map_length; /* bytes mapped */
+    size_t map_length;      /* bytes mapped */
+    atomic_size_t capacity; /* regions that fit */
+    atomic_size_t length;   /* left by the last scan, read or append: what an interrupted caller salvages */
     atomic_long hold;
 } RegionBuffer;
 

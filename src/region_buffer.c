@@ -5,7 +5,6 @@
  */
 #include "pagemap_module.h"
 
-#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -38,7 +37,7 @@ writer_release(RegionBuffer *self)
 }
 
 static int
-capacity_length(size_t capacity, size_t *length)
+capacity_length(uint64_t capacity, size_t *length)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
@@ -46,7 +45,7 @@ capacity_length(size_t capacity, size_t *length)
         PyErr_SetString(PyExc_ValueError, "capacity must be at least one region, and fit into memory");
         return -1;
     }
-    *length = (capacity * REGION_SIZE + page - 1) / page * page;
+    *length = ((size_t)capacity * REGION_SIZE + page - 1) / page * page;
     return 0;
 }
 
@@ -73,7 +72,9 @@ region_buffer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     atomic_init(&self->hold, 0);
+    Py_BEGIN_ALLOW_THREADS
     memory = memory_map(length);
+    Py_END_ALLOW_THREADS
     if (memory == NULL) {
         Py_DECREF(self);
         return PyErr_NoMemory();
@@ -92,7 +93,9 @@ region_buffer_dealloc(PyObject *object)
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
 
     if (self->regions != NULL) {
+        Py_BEGIN_ALLOW_THREADS
         munmap(self->regions, self->map_length);
+        Py_END_ALLOW_THREADS
     }
     release(object);
     Py_DECREF(type);
@@ -126,7 +129,7 @@ region_buffer_getbuffer(PyObject *object, Py_buffer *view, int flags)
         view->format = "T{<Q:start:<Q:end:<Q:categories:}";
     }
     /* One dimension: the shape is the capacity, which stays as it is while the view exists. */
-    _Static_assert(sizeof(size_t) == sizeof(Py_ssize_t), "capacity doubles as the shape");
+    _Static_assert(sizeof(atomic_size_t) == sizeof(Py_ssize_t), "capacity doubles as the shape");
     if (flags & PyBUF_ND) {
         view->shape = (Py_ssize_t *)&self->capacity;
     }
@@ -143,56 +146,6 @@ region_buffer_releasebuffer(PyObject *object, Py_buffer *Py_UNUSED(view))
     atomic_fetch_sub(&((RegionBuffer *)object)->hold, 1);
 }
 
-static inline bool
-touch(const struct pmu_page_region *region)
-{
-    return region[0].start == region[-1].end;
-}
-
-/*
- * Merges neighbours that touch and report the same into one, in place, from `from` on (and `from` with
- * the one before it). Returns the new length. Engines coalesce within a step, so as a rule nothing is to
- * be merged: but for the border between two steps that takes a page that changed while the kernel had let
- * go of the mmap lock. The rule costs a look at each border, four at a time: with a large answer that is all
- * the work that is done here.
- */
-static size_t
-merge_touching(struct pmu_page_region *regions, size_t from, size_t length)
-{
-    size_t i = from > 0 ? from : 1;
-    size_t last;
-
-    while (i + 4 <= length && !touch(&regions[i]) && !touch(&regions[i + 1]) && !touch(&regions[i + 2]) &&
-           !touch(&regions[i + 3])) {
-        i += 4;
-    }
-    while (i < length && !touch(&regions[i])) {
-        i++;
-    }
-    if (i >= length) {
-        return length;
-    }
-    for (last = i - 1; i < length; i++) {
-        if (regions[i].start == regions[last].end && regions[i].categories == regions[last].categories) {
-            regions[last].end = regions[i].end;
-        } else {
-            regions[++last] = regions[i];
-        }
-    }
-    return last + 1;
-}
-
-static uint64_t
-count_pages(const struct pmu_page_region *regions, size_t count)
-{
-    uint64_t bytes = 0;
-
-    for (size_t i = 0; i < count; i++) {
-        bytes += regions[i].end - regions[i].start;
-    }
-    return bytes / (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
 static int
 arg_at(RegionBuffer *self, PyObject *value, uint64_t *at)
 {
@@ -207,10 +160,13 @@ arg_at(RegionBuffer *self, PyObject *value, uint64_t *at)
     return 0;
 }
 
-/* (length, resume, pages) */
+/* (length, resume, pages), or NULL with an engine's errno as OSError. */
 static PyObject *
-fill_result(size_t length, uint64_t resume, uint64_t pages)
+fill_result(int error, size_t length, uint64_t resume, uint64_t pages)
 {
+    if (error != 0) {
+        return raise_errno(error);
+    }
     return tuple_of((PyObject *[]){PyLong_FromSize_t(length), PyLong_FromUnsignedLongLong(resume),
                                    PyLong_FromUnsignedLongLong(pages)},
                     3);
@@ -247,8 +203,8 @@ scan_step(RegionBuffer *self, uint64_t at, int fd, const scan_request *request, 
         return error;
     }
     *resume = scan_resume(request, result, count, room);
-    result->pages = request->max_pages == 0 ? 0 : count_pages(room, result->count);
-    self->length = merge_touching(self->regions, at, at + result->count);
+    result->pages = request->max_pages == 0 ? 0 : regions_pages(room, result->count);
+    self->length = regions_merge(self->regions, at, at + result->count);
     if (request->max_pages != 0 && result->pages >= request->max_pages) {
         *resume = self->regions[self->length - 1].end;
     }
@@ -281,12 +237,7 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     error = scan_step(self, at, fd, &request, &result, &resume);
     Py_END_ALLOW_THREADS
 
-    if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
-        goto done;
-    }
-    answer = fill_result(self->length, resume, result.pages);
+    answer = fill_result(error, self->length, resume, result.pages);
 done:
     writer_release(self);
     return answer;
@@ -315,8 +266,7 @@ region_buffer_scan_whole(PyObject *object, PyObject *const *args, Py_ssize_t nar
     Py_END_ALLOW_THREADS
 
     if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
+        raise_errno(error);
     } else if (resume < request.end) {
         answer = PyLong_FromUnsignedLongLong(resume);
     } else {
@@ -349,12 +299,10 @@ region_buffer_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     if (ranges.len % (Py_ssize_t)sizeof(uint64_t[2]) != 0 || ranges.itemsize != sizeof(uint64_t) ||
         (uintptr_t)ranges.buf % sizeof(uint64_t) != 0) {
         PyErr_SetString(PyExc_ValueError, "ranges must be aligned pairs of u64");
-        PyBuffer_Release(&ranges);
-        return NULL;
+        goto release;
     }
     if (writer_acquire(self) < 0) {
-        PyBuffer_Release(&ranges);
-        return NULL;
+        goto release;
     }
     if (arg_at(self, args[0], &at) < 0) {
         goto done;
@@ -365,25 +313,21 @@ region_buffer_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     error = read_ranges(fd, ranges.buf, (size_t)ranges.len / sizeof(uint64_t[2]), &request,
                         self->regions + at, room, &result);
     if (error == 0) {
-        length = merge_touching(self->regions, at, at + result.count);
+        length = regions_merge(self->regions, at, at + result.count);
         self->length = length;
     }
     Py_END_ALLOW_THREADS
 
-    if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
-        goto done;
-    }
-    answer = fill_result(length, result.walk_end, result.pages);
+    answer = fill_result(error, length, result.walk_end, result.pages);
 done:
     writer_release(self);
+release:
     PyBuffer_Release(&ranges);
     return answer;
 }
 
-/* append(at, other, count) -> length: the first `count` regions of another RegionBuffer, merged at the
- * border. */
+/* append(at, other, first, count) -> length: `count` regions of another RegionBuffer, from `first` on,
+ * merged at the border. */
 static PyObject *
 region_buffer_append(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -417,7 +361,7 @@ region_buffer_append(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 
     Py_BEGIN_ALLOW_THREADS
     memcpy(self->regions + at, other->regions + first, count * REGION_SIZE);
-    length = merge_touching(self->regions, at, at + count);
+    length = regions_merge(self->regions, at, at + count);
     self->length = length;
     Py_END_ALLOW_THREADS
 
@@ -454,7 +398,9 @@ region_buffer_resize(PyObject *object, PyObject *capacity_object)
         return NULL;
     }
     if (length != self->map_length) {
+        Py_BEGIN_ALLOW_THREADS
         memory = memory_resize(self->regions, self->map_length, length);
+        Py_END_ALLOW_THREADS
         if (memory == NULL) {
             writer_release(self);
             return PyErr_NoMemory();

@@ -235,8 +235,7 @@ pagemap_scan(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject
         PyBuffer_Release(&vec.view);
     }
     if (error != 0) {
-        errno = error;
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_errno(error);
     }
     return tuple_of((PyObject *[]){PyLong_FromSize_t(count), PyLong_FromUnsignedLongLong(walk_end)}, 2);
 }
@@ -268,8 +267,7 @@ pagemap_scan_small(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
     Py_END_ALLOW_THREADS
 
     if (error != 0) {
-        errno = error;
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_errno(error);
     }
     return PyByteArray_FromStringAndSize((const char *)vec, (Py_ssize_t)(count * sizeof(vec[0])));
 }

@@ -19,8 +19,7 @@ uffd_ioctl(int fd, unsigned long command, void *argument)
     Py_END_ALLOW_THREADS
 
     if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
+        raise_errno(error);
         return -1;
     }
     return 0;
@@ -30,17 +29,25 @@ uffd_ioctl(int fd, unsigned long command, void *argument)
 PyObject *
 pagemap_userfaultfd(PyObject *Py_UNUSED(module), PyObject *flags_object)
 {
-    int flags;
-    long fd;
+    PyObject *result;
+    int flags, fd, error;
 
     if (arg_int(flags_object, "flags", &flags) < 0) {
         return NULL;
     }
-    fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags);
+    Py_BEGIN_ALLOW_THREADS
+    fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags);
+    error = errno;
+    Py_END_ALLOW_THREADS
+
     if (fd < 0) {
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_errno(error);
     }
-    return PyLong_FromLong(fd);
+    result = PyLong_FromLong(fd);
+    if (result == NULL) {
+        close(fd);
+    }
+    return result;
 }
 
 /* uffd_api(fd, features) -> (features, ioctls) that the kernel has */
