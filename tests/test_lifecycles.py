@@ -1,5 +1,7 @@
 """Lives of PageMaps and trackers in any order: opened, asked, shared with forks, closed, their target dying
-at any step. A model says which calls answer and which refuse; nothing is left behind at the end."""
+at any step. A model says which calls answer and which refuse; nothing is left behind at the end.
+
+No scan begins at address 0: under a sanitizer, terabytes of shadow would take the `read` engine a minute."""
 
 import contextlib
 import gc
@@ -126,8 +128,9 @@ class Lives(RuleBasedStateMachine):
         if pm.closed:
             assert refuses(ValueError, pm.scan)
         elif self.alive:
-            assert len(pm.vmas()) > 3
-            assert len(pm.scan(max_pages=50)) > 0
+            vmas = pm.vmas()
+            stack = vmas[vmas.names.index("[stack]")]
+            assert len(pm.scan(start=stack.start, max_pages=50)) > 0
         else:
             assert refuses(ProcessLookupError, pm.vmas)
             assert refuses(ProcessLookupError, pm.entries, 0, PAGE)
@@ -137,7 +140,7 @@ class Lives(RuleBasedStateMachine):
     @rule(pm=mine)
     def close_in_mid_iteration(self, pm):
         if not pm.closed:
-            batches = pm.iter_scan(Query.PRESENT, batch_size=1)
+            batches = pm.iter_scan(Query.PRESENT, start=self.memory.start, batch_size=1)
             first = next(batches)
             copy = first.copy()
             pm.close()

@@ -144,7 +144,7 @@ def test_everything_of_one_pagemap_at_once(engine):
             assert first == truth[0]
 
         def large():
-            assert len(pm.scan(Query.PRESENT, workers=2)) > 0
+            assert len(pm.scan(Query.PRESENT, start=memory.start, workers=2)) > 0
 
         def entries():
             assert np.flatnonzero(pm.entries(**area) >> np.uint64(63)).tolist() == list(range(0, 300, 3))
