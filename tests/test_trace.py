@@ -289,6 +289,7 @@ def test_a_slow_disk_makes_no_sample_late(tmp_path, monkeypatch, script):
         write(self, part, table, vmas)
 
     with monkeypatch.context() as patch, trace.Recorder(script(given), tmp_path) as recorder:
+        recorder._wait()
         patch.setattr(trace.Recorder, "_write", slow)
         for _ in given[:-1]:
             recorder.sample()
