@@ -7,6 +7,7 @@ include/uapi/linux/kernel-page-flags.h.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class PageFlag(IntFlag):
     HWPOISON = 1 << 19
     NOPAGE = 1 << 20
     KSM = 1 << 21
+    """Never reported where the kernel has it on every anonymous page (Linux 6.12)."""
     THP = 1 << 22
     OFFLINE = 1 << 23
     ZERO_PAGE = 1 << 24
@@ -118,6 +120,19 @@ class _FrameTable:
             except PermissionError as error:
                 text = "no physical view: only root may read it (try sudo)"
                 raise PermissionError(error.errno, text, path) from error
+        self._told = ~np.uint64(0)
+        if self._is_ksm_everywhere():
+            self._told = ~np.uint64(PageFlag.KSM)
+
+    def _is_ksm_everywhere(self) -> bool:
+        """Some kernels (6.12) have KSM in the flags of every anonymous page: also in those of a new one?"""
+        page = mmap.mmap(-1, PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        page[0] = 1
+        address = np.frombuffer(page, np.uint8).ctypes.data
+        with PageMap() as pm:
+            entry = pm.entries(address, address + PAGE_SIZE)
+        flags, _ = self.look_up(entry & _PFN)
+        return bool(flags[0] & np.uint64(PageFlag.KSM))
 
     def look_up(self, pfn: U64) -> tuple[U64, U64]:
         """Flags and mappings of frames, in any order, as often as they come: uint64, as many as there are."""
@@ -137,7 +152,7 @@ class _FrameTable:
             for frame, begin, size in zip(first.tolist(), begins.tolist(), sizes.tolist(), strict=False):
                 _read_fully(file.fd, view[begin * 8 : (begin + size) * 8], frame * 8, path)
             found.append(buffer[at][inverse])
-        return found[0], found[1]
+        return found[0] & self._told, found[1]
 
 
 def _read_fully(fd: int, view: memoryview, offset: int, path: str) -> None:

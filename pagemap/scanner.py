@@ -236,10 +236,14 @@ class PageMap:
             return np.empty(0, REGION_DTYPE)
         try:
             if end - start <= SMALL_RANGE and budget is None and self._engine == "scan":
-                return np.frombuffer(scan_small(pagemap.fd, start, end, masks), REGION_DTYPE)
-            if threads > 1 and budget is None:
-                return self._scan_parallel(pagemap, query, start, end, threads)
-            return self._collect(pagemap, query, start, end, budget)
+                found = np.frombuffer(scan_small(pagemap.fd, start, end, masks), REGION_DTYPE)
+            elif threads > 1 and budget is None:
+                found = self._scan_parallel(pagemap, query, start, end, threads)
+            else:
+                found = self._collect(pagemap, query, start, end, budget)
+            if not self._is_self:
+                self._check_alive(pagemap)
+            return found
         except OSError as error:
             self._raise(error)
 
@@ -275,6 +279,8 @@ class PageMap:
                 for batch in batches(walk, size, pool):
                     yield batch
                     self._open()
+                if not self._is_self:
+                    self._check_alive(pagemap)
             except OSError as error:
                 self._raise(error)
             finally:
@@ -304,6 +310,14 @@ class PageMap:
         return VmaTable.parse(self._maps_text())
 
     # How
+
+    def _check_alive(self, pagemap: process.Descriptor) -> None:
+        """After a scan: of a process that has gone, some kernels (6.12) find no pages, and no error.
+
+        Reading tells. Asked last, it says that the process was there all the time.
+        """
+        if self._engine == "scan":
+            _pagemap.read_entries(pagemap.fd, 0, np.empty(1, np.uint64))
 
     def _maps_text(self) -> bytes:
         maps = self._open_maps()
