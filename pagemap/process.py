@@ -92,6 +92,9 @@ def open_proc(pid: int, *names: str) -> list[Descriptor]:
         for name in names:
             path = f"/proc/{pid}/{name}"
             opened.append(Descriptor(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory.fd)))
+            # Some kernels (6.1) open it where there is no memory, and have nothing in it.
+            if name == "pagemap" and not os.pread(opened[-1].fd, 8, 0):
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise ProcessLookupError(errno.ESRCH, why_no_memory(pid), path) from error

@@ -71,6 +71,8 @@ class PageMap:
         self._categories = int(
             features().categories if self._engine == "scan" else features().read_categories
         )
+        # Asked now: a process that gives up its rights later may not be able to ask any more.
+        self._procmap_query = features().procmap_query
         self._limit = address_space_end()
         self._asked = (Query.PRESENT, Query.PRESENT.masks())  # the last query that was checked
         self._spare: list[_pagemap.RegionBuffer] = []
@@ -330,7 +332,7 @@ class PageMap:
 
     def _mapped(self, start: int, end: int) -> npt.NDArray[np.uint64]:
         """The mapped ranges between two addresses, shape (n, 2). One VMA is found without the list of all."""
-        if features().procmap_query and start < end:
+        if self._procmap_query and start < end:
             maps = self._open_maps()
             vma = _pagemap.query_vma(maps.fd, start)
             if vma is not None and vma[0] <= start and end <= vma[1]:

@@ -174,20 +174,21 @@ finally:
     )
 
 
-def test_what_was_opened_with_privilege_stays_open_without(need):
+def test_what_was_opened_with_privilege_stays_open_without(need, engine):
     """The right to look is checked when a PageMap is opened: the kernel's rule (proc_mem_open)."""
     need("root")
     with children.idle() as target:
         children.run(
             """
 import sys, pagemap, os
-pm = pagemap.PageMap(int(sys.argv[1]))
+pm = pagemap.PageMap(int(sys.argv[1]), engine=sys.argv[2])
 before = pm.scan(pagemap.Query.PRESENT)
 os.setresuid(65534, 65534, 65534)
 assert len(pm.scan(pagemap.Query.PRESENT)) and len(before)
 pm.close()
 """,
             target.pid,
+            engine,
         )
 
 
