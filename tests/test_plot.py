@@ -220,7 +220,7 @@ def test_top_command():
 def test_record_a_command(tmp_path):
     path = tmp_path / "t"
     done = pagemap_command(
-        "record", "-o", path, "-i", "20ms", "--", sys.executable, "-c", "import time; time.sleep(1)"
+        "record", "-o", path, "-i", "20ms", "--", sys.executable, "-c", "import time; time.sleep(0.2)"
     )
     assert done.returncode == 0, done.stderr
     assert "ended: exited" in done.stderr
