@@ -65,6 +65,17 @@ def test_what_it_did_first_is_recorded(tmp_path, need):
     assert written[code].sum() > 20
 
 
+def test_a_program_that_replaces_itself_is_followed(tmp_path, need):
+    need("wp_async")
+    done = record("-o", tmp_path, "-i", "20ms", "--", "sh", "-c", "sleep 0.2; exec sleep 0.5")
+    assert done.returncode == 0, done.stderr
+    first, second = trace.open(tmp_path)
+    assert (first.name, second.name) == ("sh", "sleep")
+    assert first.pid == second.pid
+    assert first.timing.samples > 3
+    assert second.timing.samples > 3
+
+
 def test_it_is_what_it_is_without(tmp_path, need):
     """Input, output, descriptors, signals that are ignored, code: those that it would have anyway."""
     need("wp_async")

@@ -19,7 +19,7 @@ from pagemap.attach import attach
 from pagemap.errors import UnsupportedError
 
 from ._child import Child
-from ._group import Failure, Unsupported
+from ._group import Unsupported
 from ._output import console, pages, size
 from ._params import ProcessId
 from ._series import Duration, open_trace, seconds
@@ -85,31 +85,22 @@ def command(
     else:
         child = Child(what)
         pid = child.pid
-    ended: list[str] = []
     try:
         with stop_event() as stop:
-            begin, left = time.monotonic(), duration
-            while True:
-                try:
-                    directory, why = record_once(
-                        pid, output, interval, left, resident, stop, child.resume if child else None
-                    )
-                    ended.append(directory)
-                except ProcessLookupError:
-                    if child is None:
-                        raise
-                    if child.has_exited():
-                        raise Failure(f"{what[0]} had ended before there was a sample") from None
-                    continue
-                # A command that replaces itself by another (a shell's exec, an interpreter's launcher).
-                if why != "exited" or child is None or child.has_exited():
-                    break
+            begin = time.monotonic()
+            directory, why = record_once(
+                pid, output, interval, duration, resident, stop, child.resume if child else None
+            )
+            while child is not None and why == "exited" and not child.has_exited():
+                # It has replaced itself by another program (a shell's exec, an interpreter's launcher).
                 left = None if duration is None else max(begin + duration - time.monotonic(), 0.0)
+                with contextlib.suppress(ProcessLookupError):
+                    directory, why = record_once(pid, output, interval, left, resident, stop)
     finally:
         if child is not None:
             child.end()
     out = console(sys.stderr)
-    tell(out, output, ended[-1])
+    tell(out, output, directory)
     if child is not None:
         code = child.returncode
         if code and not stop.is_set() and duration is None:
@@ -138,7 +129,7 @@ def record_once(
     duration: float | None,
     resident: bool,
     stop: threading.Event,
-    ready: Callable[[], None] | None,
+    ready: Callable[[], None] | None = None,
 ) -> tuple[str, str]:
     """One recording: its directory, and why it ended. ready() is called when nothing is missed any more."""
     from pagemap import trace
