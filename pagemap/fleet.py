@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from .analysis import Analysis, Series
-from .analysis.base import CHUNK_ROWS
+from .analysis.base import CHUNK_ROWS, Frame
 from .categories import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _read_part(part: Part) -> pandas.DataFrame:
 
 
 def ask(
-    question: Analysis[Any, Any] | Mapping[Process, Analysis[Any, Any]], frame: dask.dataframe.DataFrame
+    question: Analysis[Any, Any] | Mapping[Process, Analysis[Any, Any]], frame: Frame
 ) -> dict[Process, Any]:
     """What analysis.run() gives for a Dask DataFrame: the answer for each recording in it.
 
@@ -108,7 +108,7 @@ def ask(
         raise ValueError(f"the data frame is no trace: it has no column {', '.join(missing)}")
     delayed = _dask().delayed
     choose = _Each(question) if isinstance(question, Mapping) else _Same(question)
-    level = [delayed(_map)(part, choose) for part in frame.to_delayed()]  # type: ignore[no-untyped-call]
+    level = [delayed(_map)(part, choose) for part in frame.to_delayed()]
     while len(level) > 1:
         groups = (level[i : i + SPLIT_EVERY] for i in range(0, len(level), SPLIT_EVERY))
         level = [delayed(_join)(group, choose) for group in groups]

@@ -26,14 +26,12 @@ from .._sweep import I64
 from .series import Series
 
 if TYPE_CHECKING:
-    import dask.dataframe
-
     from ..fleet import Process
 
 Partial = TypeVar("Partial")
 Result = TypeVar("Result")
 Found = TypeVar("Found")
-Answer = TypeVar("Answer", covariant=True)
+Answer = TypeVar("Answer")
 Arguments = ParamSpec("Arguments")
 
 Source: TypeAlias = Series | Iterable[Series]
@@ -67,15 +65,25 @@ class Analysis(ABC, Generic[Partial, Result]):
         """The answer."""
 
 
+class Frame(Protocol):
+    """A Dask DataFrame, for type checkers that do not find Dask either."""
+
+    @property
+    def npartitions(self) -> int: ...
+    @property
+    def columns(self) -> Any: ...
+    def to_delayed(self) -> Any: ...
+
+
 class Question(Protocol[Arguments, Answer]):
     """A function that answers for a series; for a Dask DataFrame, once for each recording in it."""
 
     @overload
-    def __call__(self, source: Source, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer: ...
-    @overload
     def __call__(
-        self, source: dask.dataframe.DataFrame, /, *args: Arguments.args, **kwargs: Arguments.kwargs
+        self, source: Frame, /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> dict[Process, Answer]: ...
+    @overload
+    def __call__(self, source: Source, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer: ...
 
 
 def question(function: Callable[Concatenate[Source, Arguments], Result]) -> Question[Arguments, Result]:
@@ -120,12 +128,11 @@ class _InOrder(Analysis[list[Series], Result]):
 
 
 @overload
-def run(analysis: Analysis[Partial, Result], source: Source) -> Result: ...
-@overload
 def run(
-    analysis: Analysis[Partial, Result] | Mapping[Process, Analysis[Partial, Result]],
-    source: dask.dataframe.DataFrame,
+    analysis: Analysis[Partial, Result] | Mapping[Process, Analysis[Partial, Result]], source: Frame
 ) -> dict[Process, Result]: ...
+@overload
+def run(analysis: Analysis[Partial, Result], source: Source) -> Result: ...
 def run(analysis: Any, source: Any) -> Any:
     """The answer for a series of any length, in memory for a chunk and for log2(chunks) partial results.
 

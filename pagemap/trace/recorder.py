@@ -91,7 +91,6 @@ class Recorder:
         self.ended: str | None = None
         self._known = vma_files.as_regions([], [])
         self._fresh_vmas = True
-        self._wall = self._before = 0
         if self._tracker is not None:
             self._tracker.reset()
         self._wall = time.time_ns() - time.monotonic_ns()
