@@ -284,6 +284,23 @@ def test_a_slow_start_costs_no_sample(tmp_path, monkeypatch):
     assert begin == clock.now - 203_000_000
 
 
+def test_samples_that_are_left_out_are_counted(tmp_path, monkeypatch):
+    """Of ten places on the grid two are left out after the first sample, and after the third the other five,
+    but none that would be after the end.
+    """
+    with pagemap.PageMap() as pm:
+        clock = Time(monkeypatch, late_ns=55_000_000)
+        with trace.Recorder(pm, tmp_path, interval=0.02) as recorder:
+            recorder.run(
+                0.2,
+                stop=clock,
+                on_sample=lambda r, _: setattr(clock, "late_ns", 500_000_000 * (r.timing.samples > 1)),
+            )
+    timing = trace.open(tmp_path).only().timing
+    assert (timing.samples, timing.missed) == (3, 7)
+    assert timing.late_max_ns == 500_000_000 - 5 * 20_000_000
+
+
 def test_a_slow_disk_makes_no_sample_late(tmp_path, monkeypatch, script):
     """While a part is written, others wait in memory, and become one when it is done."""
     given = [region_array((i, i + 1, 2)) for i in range(9)]

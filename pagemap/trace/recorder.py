@@ -193,6 +193,8 @@ class Recorder:
                     return
                 late = time.monotonic_ns() - due
                 behind = late // step if step else 0
+                if finish is not None and step:
+                    behind = min(behind, (finish - due) // step)
                 found = self.sample(late_ns=late - behind * step, missed=behind)
                 tick += behind + 1
                 if on_sample is not None:
