@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import threading
@@ -318,8 +319,8 @@ class PageMap:
 
         Reading tells. Asked last, it says that the process was there all the time.
         """
-        if self._engine == "scan":
-            _pagemap.read_entries(pagemap.fd, 0, np.empty(1, np.uint64))
+        if self._engine == "scan" and not os.pread(pagemap.fd, 8, 0):
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
     def _maps_text(self) -> bytes:
         maps = self._open_maps()
