@@ -93,11 +93,11 @@ def bounds(memory):
     return memory.start, memory.end
 
 
-def pages_in(found, memory):
+def pages_in(found, memory, category=pagemap.Category.WRITTEN):
     """The pages that an answer names, counted from the first of `memory`; it has to be canonical."""
     assert found.dtype == pagemap.REGION_DTYPE
     assert is_canonical(found.tolist())
-    assert set(found["categories"].tolist()) <= {int(pagemap.Category.WRITTEN)}
+    assert set(found["categories"].tolist()) <= {int(category)}
     assert not len(found) or (memory.start <= found["start"][0] and found["end"][-1] <= memory.end)
     return {
         page
