@@ -26,7 +26,7 @@ def target():
 
 
 def test_as_much_is_resident_as_smaps_says(target, engine):
-    """VMA by VMA, in bytes. smaps does not count the zero page."""
+    """VMA by VMA, in bytes. smaps does not count the zero page, which only root's witness knows."""
     with PageMap(target.pid, engine=engine) as pm:
         vmas = witness.smaps(0, 1 << 47, target.pid)
         whole = pm.scan(Query.PRESENT)
@@ -36,7 +36,8 @@ def test_as_much_is_resident_as_smaps_says(target, engine):
             resident = int(np.sum(answer["end"] - answer["start"]))
             told = witness.pages(start, end, pid=target.pid) if end - start < 16 << 20 else {}
             zero = sum(witness.PAGE for bits in told.values() if bits & witness.PFNZERO)
-            assert resident - zero == int(fields["Rss"].split()[0]) * 1024, (hex(start), fields)
+            rss = int(fields["Rss"].split()[0]) * 1024
+            assert resident - zero == rss if witness.sees_frames() else resident >= rss, (hex(start), fields)
         total = sum(int(np.sum(r["end"] - r["start"])) for r in pm.iter_scan(Query.PRESENT, batch_size=7))
         assert total == int(np.sum(whole["end"] - whole["start"])) > (20 << 20)
 

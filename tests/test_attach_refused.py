@@ -88,7 +88,7 @@ def test_a_process_that_cannot_be_stopped_is_not_left_traced():
 
 def test_a_call_that_the_kernel_refuses():
     with injection.start("busy", 1) as target:
-        injection.refused(target.pid, errno.EINVAL, "userfaultfd", flags=1 << 30)
+        injection.refused(target.pid, errno.EINVAL, "userfaultfd", flags=injection.FLAGS | 1 << 30)
         resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (6, 6))
         injection.inject(target.pid)
         assert injection.end(target)[1] == 0

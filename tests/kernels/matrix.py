@@ -32,8 +32,8 @@ USERS = {"root": 0, "user": 65534}
 # no part, or none that the tests left in do not see more of …
 INDEPENDENT = (
     "analysis bad_arguments bad_buffers cli cli_dirty docs examples fleet fuzz_corpus instructions "
-    "interpreters leaks out_of_resources plot query region_buffer regions span threads trace "
-    "track_interrupted typed_contract vmas"
+    "interpreters leaks out_of_resources plot query record region_buffer regions span threads "
+    "trace track_interrupted typed_contract vmas"
 )
 # … and what races for minutes, or runs whole programs under load: hours on an emulated processor.
 ENDLESS = (
