@@ -115,6 +115,8 @@ def report(rows: list[Row], document: Path | None) -> int:
 def kept(options: argparse.Namespace) -> list[Row]:
     """The suite's runs of which the folder of results holds the latest, oldest kernel first."""
     rows = []
+    if not options.results.is_dir():
+        raise SystemExit(f"no results in {options.results}")
     for folder in sorted(options.results.iterdir(), key=lambda folder: natural(folder.name)):
         for user in options.user:
             if (folder / user / "boot.json").exists():
