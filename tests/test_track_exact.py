@@ -76,6 +76,7 @@ def test_any_order_of_things(kind, steps):
     content after, and once more what was written or dropped again while a budget let it wait."""
     with SMALL_PAGES[kind]() as memory, pagemap.track(bounds(memory)) as tracker:
         must, may, again = set(), set(), set()
+        drops_are_told = tracker.category == pagemap.Category.WRITTEN  # else not once the pages are read
         for step, what in [*steps, ("collect", None)]:
             if step == "write":
                 memory.write(*what)
@@ -83,9 +84,7 @@ def test_any_order_of_things(kind, steps):
                 must |= what
             elif step == "read":
                 memory.read(*what)
-            elif (
-                step == "drop" and tracker.category == pagemap.Category.WRITTEN
-            ):  # soft-dirty: see its own tests
+            elif step == "drop" and drops_are_told:
                 first, count = what[0], min(what[1], PAGES - what[0])
                 before = memory.read(*range(first, first + count))
                 memory.advise(DONTNEED, first, count)
