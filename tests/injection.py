@@ -1,5 +1,6 @@
 """Targets written in C, and what an injection into one must leave as it was."""
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -24,7 +25,7 @@ def compiled(name, *flags):
     if compiler is None:
         return None, "no C compiler (cc)"
     source = children.TESTS / "targets" / f"{name}.c"
-    program = Path(_directory().name) / name
+    program = _directory() / name
     command = [compiler, "-O2", "-Wall", "-Wextra", *flags, str(source), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -34,8 +35,9 @@ def compiled(name, *flags):
 
 @functools.cache
 def _directory():
-    directory = tempfile.TemporaryDirectory(prefix="pagemap-targets-")
-    os.chmod(directory.name, 0o755)  # for other users
+    directory = Path(tempfile.mkdtemp(prefix="pagemap-targets-"))
+    atexit.register(shutil.rmtree, directory)
+    directory.chmod(0o755)  # for other users
     return directory
 
 

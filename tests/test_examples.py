@@ -51,12 +51,12 @@ def test_numpy_job(tmp_path):
 
 
 def test_cpython_gc(tmp_path):
-    """Three collections write the whole heap, three more nothing of it."""
-    rounds = numbers(run("cpython_gc.py", tmp_path).splitlines()[1])
+    """Three collections write the whole heap, three more nothing of it. (Some Pythons write it as they end.)"""
+    *rounds, _ = numbers(run("cpython_gc.py", tmp_path).splitlines()[1])
     assert max(rounds) >= 30
     last = max(i for i, mebibytes in enumerate(rounds) if mebibytes >= 10)
-    assert max(rounds[last + 1 : -1], default=0) < 10
-    assert len(rounds) - last > 3
+    assert max(rounds[last + 1 :], default=0) < 10
+    assert len(rounds) - last > 2
 
 
 def test_the_notebook(tmp_path):

@@ -1,9 +1,10 @@
 """A guard against regressions that no noise disturbs: instructions of the hot paths, counted by callgrind.
 
-What the kernel executes is not counted. The values are those of one CPython and one architecture; where a
-path was made faster, or the price of something was accepted, they are recorded anew:
+What the kernel executes is not counted. The values are those of one CPython, one architecture and the
+compiler's usual options. Where a path was made faster, or the price of something was accepted, they are
+recorded anew, in a minute, on RECORDED_ON: this prints the lines that take the place of those in RECORDED.
 
-    python tests/test_instructions.py
+    PYTHONPATH=. .venv/bin/python tests/test_instructions.py
 """
 
 import os
