@@ -96,6 +96,14 @@ def test_a_descriptor_beyond_the_numbers_of_c(fd):
         pagemap.pagemap_scan(fd, 0, 0)
 
 
+@pytest.mark.parametrize("masks", [None, [0, 0, 0, 0], (), (0, 0, 0), (0, 0, 0, 0, 0)])
+def test_masks_that_are_no_tuple_of_four(masks):
+    """It was a SystemError out of the C API, or what was too much went unseen."""
+    for call in (_pagemap.scan_small, _pagemap.RegionBuffer(4).scan_whole):
+        with pytest.raises(TypeError, match="masks must be a tuple of four"):
+            call(0, 0, 4096, masks)
+
+
 def unaligned(count, dtype):
     return np.zeros(count * np.dtype(dtype).itemsize + 1, np.uint8)[1:]
 

@@ -120,7 +120,7 @@ descriptor(machine *m, input *in)
 /*
  * n: a number. s: a small one. a: an address. u: the same, within the arena or where nothing is. f: a
  * descriptor. m: one that ends before memory does. b: a buffer. r: a RegionBuffer. c: a capacity. p: a
- * process. w: ranges to read.
+ * process. w: ranges to read. t: the masks of a query.
  */
 static PyObject *
 argument(machine *m, char kind, input *in)
@@ -150,6 +150,15 @@ argument(machine *m, char kind, input *in)
         return number(choice < 240 ? take(in, 1) % 200 : UINT64_C(1) << 56 | take(in, 8));
     case 'p':
         return PyLong_FromLong(choice & 1 ? getpid() : choice & 2 ? 0 : INT32_MAX);
+    case 't': {
+        Py_ssize_t count = choice < 240 ? 4 : (Py_ssize_t)(choice % 6);
+        PyObject *masks = PyTuple_New(count);
+
+        for (Py_ssize_t i = 0; i < count; i++) {
+            MUST(PyTuple_SetItem(masks, i, argument(m, 'n', in)) == 0);
+        }
+        return masks;
+    }
     default: {
         uint64_t ranges[4] = {arena, arena_address(in), arena_address(in), arena_address(in)};
         PyObject *bytes = PyByteArray_FromStringAndSize((const char *)ranges, sizeof(ranges));
@@ -168,6 +177,7 @@ static const struct {
     bool method;
 } CALLS[] = {
     {"pagemap_scan", "faab", false},
+    {"scan_small", "fuut", false},
     {"decode_entries", "bnbnnnnn", false},
     {"read_entries", "fab", false},
     {"read_maps", "m", false},
@@ -181,6 +191,7 @@ static const struct {
     {"inject_userfaultfd", "pn", false},
     {"RegionBuffer", "c", false},
     {"scan", "sfaannnnnn", true},
+    {"scan_whole", "faat", true},
     {"read", "sfwaannnnn", true},
     {"append", "srss", true},
     {"clear", "", true},
