@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 C_SOURCES := $(shell git ls-files '*.c' '*.h')
 
-.PHONY: demo test lint format bench bench-quick docs kernels sanitize analyze fuzz freethreaded wheels soak clean
+.PHONY: demo test lint format bench bench-quick docs kernels sanitize analyze fuzz freethreaded tsan wheels soak clean
 
 demo: $(STAMP)
 	$(BIN)/pagemap demo
@@ -39,7 +39,11 @@ analyze: $(STAMP)
 
 # A free-threaded CPython is built into the user's cache, once, from Debian's sources.
 freethreaded:
-	tools/freethreaded.sh
+	tools/freethreaded.sh plain
+
+# What threads share, with that CPython and the extension under ThreadSanitizer. Needs clang.
+tsan:
+	tools/freethreaded.sh tsan
 
 wheels: $(STAMP)
 	tools/wheels.sh $(BIN)/python

@@ -1,6 +1,7 @@
 #!/bin/sh
 # A free-threaded CPython 3.13 from Debian's sources, built once into the user's cache; prints its path.
-# With `tsan` as argument: the same under ThreadSanitizer, by clang, as CPython's own CI builds it.
+# With `tsan` as argument: the same under ThreadSanitizer, by clang, as CPython's own CI builds it. It runs where
+# it was built, for installing compiles the library's thousands of files with an interpreter that is ten times slower.
 #
 # apt runs on a state of its own (sources, lists, cache), so that the machine's sources stay as they are.
 set -eu
@@ -8,12 +9,12 @@ set -eu
 variant=${1:-plain}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pagemap
 case $variant in
-plain) prefix=$cache/python3.13t options= ;;
-tsan) prefix=$cache/python3.13t-tsan options=--with-thread-sanitizer ;;
+plain) python=$cache/python3.13t/bin/python3.13t ;;
+tsan) python=$cache/python3.13t-tsan/python ;;
 *) echo "usage: $0 [plain|tsan]" >&2 && exit 2 ;;
 esac
-python=$prefix/bin/python3.13t
-if [ -x "$python" ]; then
+built=$cache/.built-$variant
+if [ -e "$built" ]; then
     echo "$python"
     exit
 fi
@@ -36,22 +37,33 @@ if [ ! -x "$source/configure" ]; then
     mv "$source.part" "$source"
 fi
 
-build=$cache/build-$variant
-rm -rf "$build"
-mkdir -p "$build"
-(
-    cd "$build"
-    if [ "$variant" = tsan ]; then
-        # A race that is reported while CPython builds itself must not end the build.
-        export CC=clang TSAN_OPTIONS=exitcode=0:report_bugs=0
-    fi
-    # shellcheck disable=SC2086 # one option or none
-    "$source/configure" -q --prefix="$prefix" --disable-gil $options
+# build DIR OPTION...: configured and made in DIR.
+build() {
+    rm -rf "$1"
+    mkdir -p "$1"
+    cd "$1"
+    shift
+    "$source/configure" -q --disable-gil "$@"
     make -s -j"$(nproc)"
-    make -s install
-) >"$build.log" 2>&1 || {
-    tail -n 30 "$build.log" >&2
+}
+
+log=$cache/build-$variant.log
+(
+    case $variant in
+    plain)
+        build "$cache/build-plain" --prefix="$cache/python3.13t"
+        make -s install
+        rm -rf "$cache/build-plain"
+        ;;
+    tsan)
+        # Races that are reported while CPython builds itself must not end the build.
+        export CC=clang TSAN_OPTIONS=report_bugs=0
+        build "$cache/python3.13t-tsan" --with-thread-sanitizer
+        ;;
+    esac
+) >"$log" 2>&1 || {
+    tail -n 30 "$log" >&2
     exit 1
 }
-rm -rf "$build"
+touch "$built"
 echo "$python"

@@ -1,27 +1,48 @@
 #!/bin/sh
-# The tests on a free-threaded CPython with the GIL off: tools/freethreaded.sh [PYTEST ARGUMENT...]
+# The tests on a free-threaded CPython with the GIL off: tools/freethreaded.sh VARIANT [PYTEST ARGUMENT...]
 #
-# The interpreter is built once (freethreaded-python.sh), its packages are installed once, both in the user's
-# cache. The sources are copied to build/freethreaded, so the environment in use keeps its extension.
+# plain  the whole suite, or what the arguments name.
+# tsan   the interpreter and the extension under ThreadSanitizer: what threads share. A race in either ends the
+#        run with an error, but those that CPython's own list for free-threaded builds says to be known.
+#
+# The interpreters are built once (freethreaded-python.sh), their packages are installed once, all in the user's
+# cache. The sources are copied to build/freethreaded-*, so the environment in use keeps its extension.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
-interpreter=$("$here/tools/freethreaded-python.sh")
-venv=${XDG_CACHE_HOME:-$HOME/.cache}/pagemap/venv-3.13t
-python=$venv/bin/python
-tree=$here/build/freethreaded
+variant=${1:-plain}
+[ $# -eq 0 ] || shift
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/pagemap
+venv=$cache/venv-3.13t
+tree=$here/build/freethreaded-$variant
 
+interpreter=$("$here/tools/freethreaded-python.sh" plain)
 if [ ! -e "$venv/.installed" ]; then
     "$interpreter" -m venv --clear "$venv"
     # The extras that have wheels for free-threaded builds; the tests of the others say that they are missing.
-    "$python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: 'numpy<2.5' hypothesis \
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: 'numpy<2.5' hypothesis \
         pytest pytest-timeout pytest-benchmark setuptools wheel click rich matplotlib pyarrow pandas
     touch "$venv/.installed"
 fi
 "$here/tools/copy-tree.sh" "$tree"
 cd "$tree"
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-export PYTHONPATH="$tree" PYTHON_GIL=0 PYTHONDONTWRITEBYTECODE=1
+export PYTHON_GIL=0 PYTHONDONTWRITEBYTECODE=1
+case $variant in
+plain)
+    python=$venv/bin/python
+    export PYTHONPATH="$tree"
+    ;;
+tsan)
+    python=$("$here/tools/freethreaded-python.sh" tsan)
+    # The packages are the same: what they do in C is not watched.
+    PYTHONPATH=$tree:$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+    TSAN_OPTIONS=suppressions=$cache/python3.13-source/Tools/tsan/suppressions_free_threading.txt
+    export PYTHONPATH TSAN_OPTIONS
+    [ $# -gt 0 ] || set -- tests/test_region_buffer.py tests/test_threads.py tests/test_threads_stress.py
+    ;;
+*) echo "usage: $0 plain|tsan [PYTEST ARGUMENT...]" >&2 && exit 2 ;;
+esac
+"$python" setup.py -q build_ext --inplace --force
 "$python" -c '
 import sys, pathlib, pagemap._pagemap as module
 assert not sys._is_gil_enabled()
