@@ -92,4 +92,12 @@ def test_it_is_what_it_is_without(tmp_path, need):
         assert pipe.read() == "there\n" * 2
     assert plain.stdout.startswith("x\nSigIgn:")
     assert done.stdout == plain.stdout
-    assert "the command ended with code 5" in done.stderr
+    assert done.returncode == plain.returncode == 5
+
+
+def test_a_signal_that_ended_it_is_passed_on_as_a_shell_would(tmp_path, need):
+    need("wp_async")
+    assert (
+        record("-o", tmp_path, "--", "sh", "-c", "sleep 0.1; kill -KILL $$").returncode
+        == 128 + signal.SIGKILL
+    )

@@ -57,4 +57,5 @@ def command(trace: str, output: Path | None, pid: int | None, lines: int) -> Non
         figure.savefig(output, dpi=120)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--output") from error
-    click.echo(f"{output}: {recording.name} {recording.pid}, {recording.timing.samples} samples")
+    count = recording.timing.samples
+    click.echo(f"{output}: {recording.name} {recording.pid}, {count} sample{'s' * (count != 1)}")

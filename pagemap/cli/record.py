@@ -69,7 +69,7 @@ def command(
     Each sample holds the pages that were written since the one before; with --resident, those that are
     resident or swapped.
     A COMMAND is seen from its first instruction on; a program that it replaces itself by (exec) from some
-    milliseconds on.
+    milliseconds on. Its exit code is passed on; 128 and the number of a signal that ended it.
     """
     from pagemap.trace.recorder import warmed_up
 
@@ -101,11 +101,10 @@ def command(
             child.end()
     out = console(sys.stderr)
     tell(out, output, directory)
-    if child is not None:
-        code = child.returncode
-        if code and not stop.is_set() and duration is None:
-            out.print(f"the command ended with {f'code {code}' if code > 0 else signal.Signals(-code).name}")
     out.print(f"now: pagemap report {output}")
+    if child is not None and why == "exited":
+        code = child.returncode or 0
+        click.get_current_context().exit(code if code >= 0 else 128 - code)
 
 
 @contextlib.contextmanager
@@ -181,7 +180,7 @@ def tell(out: Any, output: str, directory: str) -> None:
     mean = timing.late_sum_ns / max(timing.samples, 1)
     length = seconds(recording.timeline.end_ns - recording.metadata.begin_ns)
     out.print(
-        f"{output}: process {recording.pid} ({recording.name}), {timing.samples} samples in {length},"
+        f"{output}: process {recording.pid} ({recording.name}), {timing.samples} sample{'s' * (timing.samples != 1)} in {length},"
         f" {size(files)}; ended: {recording.ended}"
     )
     if not timing.samples:
