@@ -51,7 +51,7 @@ def test_numpy_job(tmp_path):
 
 
 def test_cpython_gc(tmp_path):
-    """Three collections write the whole heap, three more nothing of it. (Some Pythons write it as they end.)"""
+    """Three collections write the whole heap, three more nothing of it. (As they end, some Pythons do.)"""
     *rounds, _ = numbers(run("cpython_gc.py", tmp_path).splitlines()[1])
     assert max(rounds) >= 30
     last = max(i for i, mebibytes in enumerate(rounds) if mebibytes >= 10)
