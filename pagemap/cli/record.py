@@ -180,7 +180,8 @@ def tell(out: Any, output: str, directory: str) -> None:
     mean = timing.late_sum_ns / max(timing.samples, 1)
     length = seconds(recording.timeline.end_ns - recording.metadata.begin_ns)
     out.print(
-        f"{output}: process {recording.pid} ({recording.name}), {timing.samples} sample{'s' * (timing.samples != 1)} in {length},"
+        f"{output}: process {recording.pid} ({recording.name}),"
+        f" {timing.samples} sample{'s' * (timing.samples != 1)} in {length},"
         f" {size(files)}; ended: {recording.ended}"
     )
     if not timing.samples:
