@@ -56,7 +56,7 @@ def test_one_that_cannot_be_started(command):
 def test_what_it_did_first_is_recorded(tmp_path, need):
     """It had not mapped the C library when the recording began: all of that is new."""
     need("wp_async")
-    done = record("-o", tmp_path, "-i", "20ms", "--", "sleep", "0.2")
+    done = record("-o", tmp_path, "-i", "20ms", "--", "sleep", "0.5")
     assert done.returncode == 0, done.stderr
     assert "ended: exited" in done.stderr
     recording = trace.open(tmp_path).only()
@@ -67,7 +67,7 @@ def test_what_it_did_first_is_recorded(tmp_path, need):
 
 def test_a_program_that_replaces_itself_is_followed(tmp_path, need):
     need("wp_async")
-    done = record("-o", tmp_path, "-i", "20ms", "--", "sh", "-c", "sleep 0.2; exec sleep 0.5")
+    done = record("-o", tmp_path, "-i", "20ms", "--", "sh", "-c", "sleep 0.7; exec sleep 0.9")
     assert done.returncode == 0, done.stderr
     first, second = trace.open(tmp_path)
     assert (first.name, second.name) == ("sh", "sleep")
