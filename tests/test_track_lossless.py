@@ -73,7 +73,13 @@ def test_dropped_page_tables():
             assert pages_in(tracker.collect(), memory) == whole(1)
             assert pages_in(tracker.collect(), memory) == set()
             memory.write(700)
-            assert pages_in(tracker.collect(), memory) == {700}
+            found = pages_in(tracker.collect(), memory)
+            if pagemap.features().wp_drop:
+                assert found == {700}
+            else:  # what was not protected anew comes once more, as its table comes back
+                assert {700} <= found <= whole(1)
+                memory.write(701)
+                assert pages_in(tracker.collect(), memory) == {701}
 
 
 @pytest.mark.parametrize("granularity", ["native", "page"])
