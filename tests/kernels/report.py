@@ -35,7 +35,8 @@ def read_suite(outcome: Outcome, timed_out: bool) -> Suite:
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
         if case.find("failure") is not None or case.find("error") is not None:
-            suite.failed.append(name)
+            if name not in suite.failed:  # one that fails and cannot be undone stands there twice
+                suite.failed.append(name)
         elif (skip := case.find("skipped")) is not None:
             suite.skipped[skip.get("message") or "no reason given"] += 1
         else:
