@@ -42,6 +42,7 @@ beyond_shadow="
     --deselect=tests/test_another_process.py::test_the_engines_agree_about_all_of_it
     --deselect=tests/test_another_process.py::test_the_one_liner
     --deselect=tests/test_bad_arguments.py::test_batches_that_no_memory_holds
+    --deselect=tests/test_trace.py::test_a_day_of_samples_in_bounded_memory
 "
 
 for kind in "$@"; do
