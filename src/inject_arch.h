@@ -154,7 +154,7 @@ typedef struct {
 /*
  * arm64 decides about a restart before it stops (do_signal): pc is back at the svc, x0 is the first
  * argument again, and whether the call is to go on as restart_syscall is known to the kernel's stack
- * alone. What the thread does next is certain, though: that svc. See settle() in inject.c.
+ * alone. What the thread does next is certain, though: that svc. See settle() in inject_call.c.
  */
 #define ARCH_REWINDS_BEFORE_STOP true
 
