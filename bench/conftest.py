@@ -32,7 +32,7 @@ class Scale:
     @property
     def seconds(self) -> float:
         """What a pair may take."""
-        return 0.12 if self.quick else 3.0
+        return 0.12 if self.quick else 2.5
 
 
 @pytest.fixture(scope="session")

@@ -40,14 +40,22 @@ class Memory:
 
 
 @contextmanager
-def anonymous(size: int, *, huge: bool = False, step: int = 1) -> Iterator[Memory]:
-    """Private anonymous memory with every `step`-th page populated (0: none), in pages of one size only."""
+def anonymous(size: int, *, huge: bool = False, step: int = 1, scattered: bool = False) -> Iterator[Memory]:
+    """Private anonymous memory with every `step`-th page populated (0: none), in pages of one size only.
+
+    scattered: neighbours are not populated one after the other, so that their frames, and what the kernel
+    knows of these, lie far apart: as in a program that has run for long.
+    """
     mapping = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
     whole = np.frombuffer(mapping, np.uint8)
     start = -(-whole.ctypes.data // HUGE) * HUGE
     memory = Memory(whole[start - whole.ctypes.data :][:size], start, start + size)
-    if step:
+    if scattered:
+        order = np.random.default_rng(1).permutation(memory.pages)
+        for part in np.array_split(order * PAGE_SIZE, 64):
+            memory.array[part] = 1
+    elif step:
         baseline.touch(memory.start, memory.end, step)
     try:
         yield memory

@@ -33,6 +33,7 @@ class Pattern:
     step: int = 1
     huge: bool = False
     vmas: int = 1
+    scattered: bool = False
     query: Query = PRESENT
 
 
@@ -41,6 +42,7 @@ PATTERNS = {
     "huge": Pattern("dense, huge pages", 4 * GIB, huge=True),
     "sparse": Pattern("1 page in 1,000", 4 * GIB, step=1000),
     "alternating": Pattern("every second page", 2 * GIB, step=2),
+    "scattered": Pattern("dense, scattered frames", 2 * GIB, scattered=True),
     "vmas": Pattern("dense, 10,000 VMAs", 2 * GIB, vmas=VMAS),
 }
 ALL = Query(require=Category.PRESENT, report=Category(features().categories & ~Category.WRITTEN))
@@ -72,7 +74,8 @@ PAIRS = [("scan", other) for other in OTHERS] + [
 @pytest.fixture(scope="module", params=PATTERNS)
 def workload(request: pytest.FixtureRequest, scale: Scale) -> Iterator[Workload]:
     pattern = PATTERNS[request.param]
-    with anonymous(scale.size(pattern.size), huge=pattern.huge, step=pattern.step) as memory:
+    size = scale.size(pattern.size)
+    with anonymous(size, huge=pattern.huge, step=pattern.step, scattered=pattern.scattered) as memory:
         if pattern.vmas > 1:
             split_vmas(memory, pattern.vmas)
         yield Workload(pattern.label, memory, pattern.query)

@@ -32,10 +32,12 @@ class Writes:
     step: int
     """Every so manieth page is written between two rounds; 0: none."""
     huge: bool = False
+    scattered: bool = False
 
 
 WRITES = {
     "clean": Writes("clean", 4 * GIB, 0),
+    "scattered": Writes("clean, scattered frames", 2 * GIB, 0, scattered=True),
     "1/1000": Writes("1 in 1,000 written", 4 * GIB, 1000),
     "1/100": Writes("1 in 100 written", GIB, 100),
     "1/16": Writes("1 in 16 written", GIB, 16),
@@ -75,7 +77,7 @@ def rounds(request: pytest.FixtureRequest, scale: Scale, pm: pagemap.PageMap) ->
         pytest.skip(features().why["wp_async"])
     writes = WRITES[request.param]
     with (
-        anonymous(scale.size(writes.size), huge=writes.huge) as memory,
+        anonymous(scale.size(writes.size), huge=writes.huge, scattered=writes.scattered) as memory,
         pagemap.track(memory.array) as tracker,
     ):
         tracker.collect()

@@ -237,13 +237,16 @@ class DirtyTracker(Tracker):
         hull = regions.intersection(protected, plain)
         # Walks are joined over what was not mapped as the VMAs were listed. What has been since may be found
         # and protected with the rest: it is reported again once it is listed.
-        self._found = union(self._found, regions.intersection(self._late, mapped))
+        late = regions.intersection(self._late, mapped)
+        self._found = union(self._found, late)
         self._late = NOTHING
         self._walk(bridged(hull, mapped), reset=True)
         self._late = regions.difference(self._stage, mapped)
         self._accept()
+        # Whatever was reported is protected from then on, populated or not: its loss has to be reported, too.
         holes = regions.difference(plain, protected)
-        fresh = aligned(self._scan(_POPULATED, holes), pmd_size(), holes)
+        found = union(self._scan(_POPULATED, holes), regions.intersection(late, holes))
+        fresh = aligned(found, pmd_size(), holes)
         if len(fresh):
             # In this order: what is populated after the walk is protected by it, and reported by the next.
             self._walk(fresh, reset=True)
@@ -341,7 +344,9 @@ class DirtyTracker(Tracker):
         seen, self._stage = self._stage, NOTHING
         if self._sparse:
             holes = regions.difference(whole.plain, hull)
-            seen = union(seen, self._labelled(self._scan(_POPULATED, holes)))
+            populated = self._labelled(self._scan(_POPULATED, holes))
+            self._late = union(self._late, populated)
+            seen = union(seen, populated)
         if len(whole.opaque):
             seen = union(seen, self._labelled(self._scan(_POPULATED, whole.opaque)))
         return union(seen, self._dropped(whole, seen)[0])
