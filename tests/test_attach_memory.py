@@ -145,6 +145,20 @@ def test_a_new_mapping(child, kind):
         assert pages_at(tracker.collect(), address) == set()
 
 
+def test_what_peek_showed_is_reported_though_it_was_dropped(child):
+    """Who made a copy of it must hear of that. And it is tracked from then on."""
+    with pagemap.attach(child.pid) as tracker:
+        address = address_of(child, KINDS["anonymous"])
+        write(child, address, {1, 2, 50})
+        assert is_populated(pages_at(tracker.peek(), address), {1, 2, 50})
+        assert child.ask(f"libc.madvise({address}, {PAGES} * PAGE, 4)") == "0"
+        assert pages_at(tracker.collect(), address) >= {1, 2, 50}
+        write(child, address, {3})
+        assert pages_at(tracker.collect(), address) == {3}
+        assert child.ask(f"libc.madvise({address}, {PAGES} * PAGE, 4)") == "0"
+        assert pages_at(tracker.collect(), address) >= {3}
+
+
 def test_the_heap_grows(child):
     """brk(2), again and again: what was tracked stays tracked."""
     with pagemap.attach(child.pid) as tracker:
