@@ -28,9 +28,6 @@ autodoc_type_aliases = {
 }
 python_maximum_signature_line_length = 88
 
-# Written by those who measure: a checkout may be without them.
-_MEASURED = ("cost", "kernels", "benchmarks")
-
 _COLUMNS = re.compile(r"[\w.:, ]*\S {2,}\S")
 
 
@@ -66,16 +63,7 @@ def name_aliases(app, what, name, obj, options, signature, result):
     return tuple(plain) if plain != [signature, result] else None
 
 
-def leave_out(app, name, content):
-    """Takes the pages that are not there out of the table of contents."""
-    for page in _MEASURED:
-        if page not in app.env.found_docs:
-            content[0] = re.sub(rf"^{page}\n", "", content[0], flags=re.MULTILINE)
-
-
 def setup(app):
-    app.connect("source-read", leave_out)
-    app.connect("env-get-outdated", lambda *_: ["index"])
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-process-docstring", lay_out)
     return {"parallel_read_safe": True}
