@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import signal
 import struct
@@ -89,8 +90,14 @@ def root():
     return None if os.geteuid() == 0 else "needs root"
 
 
+def dask():
+    found = importlib.util.find_spec("dask") and importlib.util.find_spec("pyarrow")
+    return None if found else "traces of fleets need Dask and pyarrow (the extra `fleet`)"
+
+
 PROBES = {
-    probe.__name__: probe for probe in (scan, thp, huge_zero, guard, wp_async, soft_dirty, frames, vdso, root)
+    probe.__name__: probe
+    for probe in (scan, thp, huge_zero, guard, wp_async, soft_dirty, frames, vdso, root, dask)
 }
 
 
