@@ -68,11 +68,11 @@ class DirtyTracker(Tracker):
         super().__init__(pagemap, uffd.mode.category)
         self._uffd = uffd
         self._bounds = bounds
-        self._sparse = sparse
         self._split_huge = granularity == "page"
         self._keep_alive = keep_alive
         self._masks = Query(require=uffd.mode.category).masks()
         self._writes = uffd.mode.category == Category.WRITTEN
+        self._sparse = sparse and self._writes
         self._scan_tells = features().wp_drop or not self._writes
         self._stage: Regions = NOTHING
         # A long answer is a view of the buffer that the kernel filled; the next goes to the other one.

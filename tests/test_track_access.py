@@ -77,8 +77,13 @@ for line in sys.stdin:
                 child.stdin.write("7\n")
                 child.stdin.flush()
                 child.stdout.readline()
-                found = regions.clip(tracker.collect(), start, start + PAGES * PAGE)
-                assert found.tolist() == [(start + 7 * PAGE, start + 8 * PAGE, int(Category.ACCESSED))]
+                for answer in (tracker.peek(), tracker.collect()):
+                    found = regions.clip(answer, start, start + PAGES * PAGE)
+                    assert found.tolist() == [(start + 7 * PAGE, start + 8 * PAGE, int(Category.ACCESSED))]
+                assert (
+                    regions.page_count(regions.clip(tracker.populated(), start, start + PAGES * PAGE))
+                    == PAGES
+                )
         finally:
             child.kill()
 
