@@ -6,41 +6,16 @@ no cooperation, no restart, no option of Redis's.
     python examples/redis_under_load.py [PICTURE.png]
 """
 
-import contextlib
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 
+from own_redis import own_redis
+
 import pagemap
 from pagemap import analysis, plot, trace
-
-
-@contextlib.contextmanager
-def loaded_redis():
-    """A redis-server, its port: filled, then written to again in a fifth of its keys."""
-    if not (shutil.which("redis-server") and shutil.which("redis-benchmark")):
-        sys.exit(
-            "this example needs redis-server and redis-benchmark: apt-get install redis-server redis-tools"
-        )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    with tempfile.TemporaryDirectory() as directory:
-        server = subprocess.Popen(
-            ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", directory],
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            while subprocess.run(["redis-cli", "-p", port, "ping"], capture_output=True).returncode:
-                time.sleep(0.05)
-            yield server.pid, lambda: load(port)
-        finally:
-            server.terminate()
-            server.wait()
 
 
 def load(port):
@@ -55,9 +30,9 @@ def load(port):
 
 
 def main(picture):
-    with loaded_redis() as (pid, clients), tempfile.TemporaryDirectory() as traces:
+    with own_redis() as (pid, port), tempfile.TemporaryDirectory() as traces:
         finished = threading.Event()
-        threading.Thread(target=lambda: (clients(), finished.set())).start()
+        threading.Thread(target=lambda: (load(port), finished.set())).start()
 
         # The five lines.
         with pagemap.attach(pid) as tracker:

@@ -5,12 +5,9 @@ Starts a redis-server of its own (Debian: redis-server, redis-tools) and loads i
     python examples/watch_redis.py
 """
 
-import shutil
-import socket
 import subprocess
-import sys
-import tempfile
-import time
+
+from own_redis import own_redis
 
 import pagemap
 from pagemap import regions
@@ -33,48 +30,14 @@ def watch(pid):
 
 
 def main():
-    if not (shutil.which("redis-server") and shutil.which("redis-benchmark")):
-        sys.exit(
-            "this example needs redis-server and redis-benchmark: apt-get install redis-server redis-tools"
-        )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    with tempfile.TemporaryDirectory() as directory:
-        server = subprocess.Popen(
-            ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", directory],
-            stdout=subprocess.DEVNULL,
-        )
+    with own_redis() as (pid, port):
+        client = f"redis-benchmark -p {port} -q -t set -n 300000 -r 50000 -d 200"
+        load = subprocess.Popen(client.split(), stdout=subprocess.DEVNULL)
         try:
-            while subprocess.run(["redis-cli", "-p", port, "ping"], capture_output=True).returncode:
-                if server.poll() is not None:
-                    sys.exit("redis-server does not start")
-                time.sleep(0.05)
-            load = subprocess.Popen(
-                [
-                    "redis-benchmark",
-                    "-p",
-                    port,
-                    "-q",
-                    "-t",
-                    "set",
-                    "-n",
-                    "300000",
-                    "-r",
-                    "50000",
-                    "-d",
-                    "200",
-                ],
-                stdout=subprocess.DEVNULL,
-            )
-            try:
-                watch(server.pid)
-            finally:
-                load.terminate()
-                load.wait()
+            watch(pid)
         finally:
-            server.terminate()
-            server.wait()
+            load.terminate()
+            load.wait()
 
 
 if __name__ == "__main__":
