@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packages import Kernel
+from packages import Kernel, UnavailableError
 
 HERE = Path(__file__).parent
 
@@ -62,14 +63,15 @@ def tools() -> tuple[str, Path]:
     qemu, busybox = shutil.which("qemu-system-x86_64"), shutil.which("busybox")
     if not (qemu and busybox) and os.geteuid() == 0:
         packages = ["qemu-system-x86", "busybox-static"]
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], check=True)
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+        subprocess.run(install, stdout=subprocess.DEVNULL, check=False)
         qemu, busybox = shutil.which("qemu-system-x86_64"), shutil.which("busybox")
     if not (qemu and busybox):
-        raise SystemExit("missing: apt-get install qemu-system-x86 busybox-static")
+        raise UnavailableError("missing: apt-get install qemu-system-x86 busybox-static")
     return qemu, Path(busybox)
 
 
-def boot(
+async def boot(
     kernel: Kernel,
     jobs: Sequence[Job],
     results: Path,
@@ -111,16 +113,16 @@ def boot(
             *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
             *("-virtfs", f"local,path={results},mount_tag=share,security_model=none"),
         ]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
-            try:
-                process.wait(limit)
-                timed_out = False
-            except subprocess.TimeoutExpired:
+        process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL)
+        timed_out = False
+        try:
+            await asyncio.wait_for(process.wait(), limit)
+        except TimeoutError:
+            timed_out = True
+        finally:
+            if process.returncode is None:
                 process.kill()
-                timed_out = True
-            except BaseException:
-                process.kill()
-                raise
+                await process.wait()
     if process.returncode and not timed_out:
         raise SystemExit(f"{qemu} failed with exit status {process.returncode}")
     ended = {"timed_out": timed_out, "seconds": time.monotonic() - started}

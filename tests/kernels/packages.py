@@ -37,6 +37,10 @@ class GoneError(Exception):
     """The archive has no usable kernel of a series."""
 
 
+class UnavailableError(Exception):
+    """This machine cannot run the matrix: what is missing, and what to do."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One kernel, unpacked: `release` is its `uname -r`, `modules` are in the order of loading."""
@@ -77,10 +81,10 @@ class Archive:
         settings = _settings()
         keyring = Path(settings["keyring"])
         if not keyring.exists():
-            raise SystemExit(f"{keyring} is missing: install debian-archive-keyring")
+            raise UnavailableError(f"{keyring} is missing: install debian-archive-keyring")
         source = f"deb [arch=amd64 signed-by={keyring}] {settings['mirror']}"
         self._sources.write_text("".join(f"{source} {suite} main\n" for suite in settings["suites"]))
-        self._apt("apt-get", "update", "-qq")
+        self._apt("apt-get", "update", "-qq", "-oAPT::Update::Error-Mode=any")
         self._packages.cache_clear()
 
     @functools.cache  # noqa: B019 (one archive for each run)
@@ -122,7 +126,10 @@ class Archive:
 
     def _apt(self, tool: str, *arguments: str, cwd: Path | None = None) -> str:
         command = [tool, *self._options, *arguments]
-        return subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True).stdout
+        try:
+            return subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UnavailableError(f"Debian's archive cannot be read: {error}") from error
 
 
 @functools.cache

@@ -48,10 +48,6 @@ def read_suite(outcome: Outcome, timed_out: bool) -> Suite:
     return suite
 
 
-def is_good(suite: Suite) -> bool:
-    return not suite.failed and not suite.broken
-
-
 @dataclass(frozen=True)
 class Row:
     """The suite of one user on one kernel."""
@@ -60,6 +56,9 @@ class Row:
     user: str
     suite: Suite
     boot: Boot
+
+    def good(self) -> bool:
+        return not (self.suite.failed or self.suite.broken or self.boot.complaints)
 
 
 def table(rows: list[Row]) -> str:
@@ -96,8 +95,11 @@ def _reasons(rows: list[Row]) -> list[str]:
 
 def _failures(rows: list[Row]) -> list[str]:
     lines = [f"- {row.release} {row.user}: {name}" for row in rows for name in row.suite.failed]
-    kernels = {row.release: row.boot.complaints for row in rows}
-    lines += [f"- {release}, the kernel itself: {line}" for release, said in kernels.items() for line in said]
+    lines += [
+        f"- {row.release} {row.user}, the kernel itself: {line}"
+        for row in rows
+        for line in row.boot.complaints
+    ]
     return ["Failed:", "", *lines, ""] if lines else []
 
 
