@@ -64,7 +64,8 @@ def tools() -> tuple[str, Path]:
     if not (qemu and busybox) and os.geteuid() == 0:
         packages = ["qemu-system-x86", "busybox-static"]
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-        subprocess.run(install, stdout=subprocess.DEVNULL, check=False)
+        for command in (["apt-get", "update", "-qq"], install):  # the lists of a new machine are empty
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
         qemu, busybox = shutil.which("qemu-system-x86_64"), shutil.which("busybox")
     if not (qemu and busybox):
         raise UnavailableError("missing: apt-get install qemu-system-x86 busybox-static")
