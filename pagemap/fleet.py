@@ -16,16 +16,11 @@ their pages: read() adds it as the column `page_size` (bytes); without that colu
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .analysis import Analysis, Series
-from .analysis.base import CHUNK_ROWS, Frame
-from .categories import PAGE_SIZE
+from .analysis.frames import Process, dask_modules
 
 if TYPE_CHECKING:
     import dask.dataframe
@@ -33,38 +28,7 @@ if TYPE_CHECKING:
 
     from .trace.reader import Part, PathLike
 
-Partial = TypeVar("Partial")
-
-SPLIT_EVERY = 8
-"""So many partial results are joined by one task."""
-
-
-class Process(NamedTuple):
-    """Whose recording: the machine, the process, and the beginning, ns since 1970."""
-
-    host: str
-    pid: int
-    begin_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece(Generic[Partial]):
-    """The partial result for a stretch of one process's time."""
-
-    host: str
-    pid: int
-    begin_ns: int
-    end_ns: int
-    partial: Partial
-
-
-def _dask() -> Any:
-    try:
-        import dask
-        import dask.dataframe
-    except ImportError as error:
-        raise ImportError("fleets need Dask: pip install 'pagemap-scan[fleet]'") from error
-    return dask
+__all__ = ["Process", "read"]
 
 
 def read(path: PathLike | list[PathLike]) -> dask.dataframe.DataFrame:
@@ -74,7 +38,7 @@ def read(path: PathLike | list[PathLike]) -> dask.dataframe.DataFrame:
     """
     from . import trace
 
-    frames = _dask().dataframe
+    frames = dask_modules().dataframe
     recordings = trace.open(path)
     parts = [part for recording in recordings for part in recording.parts if part.rows]
     empty = [recording.parts[0] for recording in recordings][:1]
@@ -93,122 +57,3 @@ def _read_part(part: Part) -> pandas.DataFrame:
         host=known.host, pid=np.int32(known.pid), page_size=np.int32(known.page_size)
     ).astype({"host": "str"})
     return named
-
-
-def ask(
-    question: Analysis[Any, Any] | Mapping[Process, Analysis[Any, Any]], frame: Frame
-) -> dict[Process, Any]:
-    """What analysis.run() gives for a Dask DataFrame: the answer for each recording in it.
-
-    One question to all, or one for each. ValueError where the frame is no trace, or where a sample was cut
-    in two.
-    """
-    missing = [name for name in _COLUMNS if name not in frame.columns]
-    if missing:
-        raise ValueError(f"the data frame is no trace: it has no column {', '.join(missing)}")
-    delayed = _dask().delayed
-    choose = _Each(question) if isinstance(question, Mapping) else _Same(question)
-    level = [delayed(_map)(part, choose) for part in frame.to_delayed()]
-    while len(level) > 1:
-        groups = (level[i : i + SPLIT_EVERY] for i in range(0, len(level), SPLIT_EVERY))
-        level = [delayed(_join)(group, choose) for group in groups]
-    answers = delayed(_finish)(level, choose).compute()
-    # A cluster sends dictionaries item by item, and named tuples as mere tuples.
-    return {Process(*key): answer for key, answer in answers.items()}
-
-
-@dataclass(frozen=True)
-class _Same:
-    """The same question to every process."""
-
-    question: Analysis[Any, Any]
-
-    def __call__(self, host: str, pid: int, begin_ns: int) -> Analysis[Any, Any]:
-        return self.question
-
-
-@dataclass(frozen=True)
-class _Each:
-    """A question for each recording: that which had begun last when a piece begins."""
-
-    questions: Mapping[Process, Analysis[Any, Any]]
-
-    def __call__(self, host: str, pid: int, begin_ns: int) -> Analysis[Any, Any]:
-        mine = [key for key in self.questions if key[:2] == (host, pid) and key.begin_ns <= begin_ns]
-        return self.questions[max(mine)]
-
-
-# Tasks
-
-_COLUMNS = ("time", "host", "pid", "start", "end", "categories", "begin")
-
-
-def _map(frame: pandas.DataFrame, questions: Any) -> list[_Piece[Any]]:
-    pieces = []
-    keys: Any
-    for keys, rows in frame.groupby(["host", "pid"], observed=True, sort=False):
-        host, pid = str(keys[0]), int(keys[1])
-        for series in _series(rows):
-            question = questions(host, pid, series.begin_ns)
-            piece = _Piece(host, pid, series.begin_ns, series.timeline.end_ns, None)
-            parts = [replace(piece, partial=question.map(c)) for c in series.chunks(CHUNK_ROWS)]
-            for part in parts[1:]:
-                parts[0] = replace(piece, partial=question.join(parts[0].partial, part.partial))
-            pieces.append(parts[0])
-    return pieces
-
-
-def _series(rows: pandas.DataFrame) -> list[Series]:
-    """A process's rows as Series, one for each stretch without a gap."""
-    page_size = int(rows["page_size"].iloc[0]) if "page_size" in rows else PAGE_SIZE
-    if not rows["time"].is_monotonic_increasing:
-        rows = rows.sort_values(["time", "start"])
-    time, begin = (
-        np.ascontiguousarray(rows[name].dt.as_unit("ns").astype(np.int64).to_numpy())
-        for name in ("time", "begin")
-    )
-    columns = [rows[name].to_numpy(np.uint64) for name in ("start", "end", "categories")]
-    # A gap is where a sample's interval does not begin with the time of the sample before.
-    heads = np.flatnonzero((time[1:] != time[:-1]) & (begin[1:] != time[:-1])) + 1
-    cuts = [0, *heads.tolist(), len(time)]
-    return [
-        Series.from_rows(
-            time[a:b], *(column[a:b] for column in columns), begin_ns=int(begin[a]), page_size=page_size
-        )
-        for a, b in itertools.pairwise(cuts)
-        if b > a
-    ]
-
-
-def _join(groups: list[list[_Piece[Any]]], questions: Any) -> list[_Piece[Any]]:
-    """Neighbours in time are joined; what is between two pieces may still come."""
-    pieces = sorted(
-        (piece for group in groups for piece in group), key=lambda p: (p.host, p.pid, p.begin_ns, p.end_ns)
-    )
-    joined: list[_Piece[Any]] = []
-    for piece in pieces:
-        before = joined[-1] if joined else None
-        if before is None or (before.host, before.pid) != (piece.host, piece.pid):
-            joined.append(piece)
-        elif before.end_ns == piece.begin_ns:
-            question = questions(piece.host, piece.pid, before.begin_ns)
-            joined[-1] = replace(
-                before, end_ns=piece.end_ns, partial=question.join(before.partial, piece.partial)
-            )
-        elif before.end_ns < piece.begin_ns:
-            joined.append(piece)
-        else:
-            raise ValueError(
-                f"process {piece.pid} on {piece.host}: the rows of one sample are in two partitions, or are"
-                " there twice; keep the partitions that the files of the trace have"
-            )
-    return joined
-
-
-def _finish(groups: list[list[_Piece[Any]]], questions: Any) -> dict[Process, Any]:
-    return {
-        Process(piece.host, piece.pid, piece.begin_ns): questions(
-            piece.host, piece.pid, piece.begin_ns
-        ).finish(piece.partial)
-        for piece in _join(groups, questions)
-    }

@@ -9,7 +9,8 @@ Each takes a Dask DataFrame of traces as well (`pagemap.fleet`), and then return
 answer, to the last digit, for each recording in it.
 """
 
-from .base import Analysis, Source, Table, ladder, run
+from .asking import run
+from .base import Analysis, Source, Table, ladder
 from .heat import VMA_HEAT_DTYPE, Heat, HeatAxes, HeatCount, HeatGrid, HeatMap, heat, heatmap
 from .rate import Contiguity, DirtyRate, Rate, RunLengths, dirty_rate, run_lengths
 from .reuse import (

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Generic,
-    ParamSpec,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-    cast,
-    overload,
-)
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +13,8 @@ import numpy.typing as npt
 from .._sweep import I64
 from .series import Series
 
-if TYPE_CHECKING:
-    from ..fleet import Process
-
 Partial = TypeVar("Partial")
 Result = TypeVar("Result")
-Found = TypeVar("Found")
-Answer = TypeVar("Answer")
-Arguments = ParamSpec("Arguments")
 
 Source: TypeAlias = Series | Iterable[Series]
 """A series, or its chunks: Series in order of time, each beginning where the one before ended."""
@@ -63,100 +45,6 @@ class Analysis(ABC, Generic[Partial, Result]):
     @abstractmethod
     def finish(self, partial: Partial) -> Result:
         """The answer."""
-
-
-class Frame(Protocol):
-    """A Dask DataFrame, for type checkers that do not find Dask either."""
-
-    @property
-    def npartitions(self) -> int: ...
-    @property
-    def columns(self) -> Any: ...
-    def to_delayed(self) -> Any: ...
-
-
-class Question(Protocol[Arguments, Answer]):
-    """A function that answers for a series; for a Dask DataFrame, once for each recording in it."""
-
-    @overload
-    def __call__(
-        self, source: Frame, /, *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> dict[Process, Answer]: ...
-    @overload
-    def __call__(self, source: Source, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer: ...
-
-
-def question(function: Callable[Concatenate[Source, Arguments], Result]) -> Question[Arguments, Result]:
-    """Says the type of a function that asks its source nothing but through run(), for_each() and in_order():
-    these know what to do with a Dask DataFrame.
-    """
-    return cast(Question[Arguments, Result], function)
-
-
-def is_frame(source: object) -> bool:
-    """Whether it is a Dask DataFrame. Never imports Dask: where there is one, it has been imported."""
-    frames = sys.modules.get("dask.dataframe")
-    return frames is not None and isinstance(source, frames.DataFrame)
-
-
-def for_each(found: Found, function: Callable[[Found], Result]) -> Result:
-    """function(found): with what run() gives for a Dask DataFrame, for each recording."""
-    if isinstance(found, dict):
-        return cast(Result, {process: function(one) for process, one in found.items()})
-    return function(found)
-
-
-def in_order(ask: Callable[[Source], Result], source: Source) -> Result:
-    """ask(source), for what has to read a series in order. Of a Dask DataFrame, the rows of a recording are
-    collected by one worker. `ask` can be pickled.
-    """
-    return run(_InOrder(ask), source) if is_frame(source) else ask(source)
-
-
-class _InOrder(Analysis[list[Series], Result]):
-    def __init__(self, ask: Callable[[Source], Result]) -> None:
-        self.ask = ask
-
-    def map(self, chunk: Series) -> list[Series]:
-        return [chunk]
-
-    def join(self, earlier: list[Series], later: list[Series]) -> list[Series]:
-        return earlier + later
-
-    def finish(self, partial: list[Series]) -> Result:
-        return self.ask(partial)
-
-
-@overload
-def run(
-    analysis: Analysis[Partial, Result] | Mapping[Process, Analysis[Partial, Result]], source: Frame
-) -> dict[Process, Result]: ...
-@overload
-def run(analysis: Analysis[Partial, Result], source: Source) -> Result: ...
-def run(analysis: Any, source: Any) -> Any:
-    """The answer for a series of any length, in memory for a chunk and for log2(chunks) partial results.
-
-    For a Dask DataFrame: the answer for each recording in it, see pagemap.fleet; `analysis` may then be a
-    dictionary with one for each.
-    """
-    if is_frame(source):
-        from .. import fleet
-
-        return fleet.ask(analysis, source)
-    # A counter in binary: like joins like, so that no partial result is copied more than log2(chunks) times.
-    joined: list[tuple[int, Any]] = []
-    for chunk in chunks(source):
-        size, partial = 1, analysis.map(chunk)
-        while joined and joined[-1][0] == size:
-            partial = analysis.join(joined.pop()[1], partial)
-            size *= 2
-        joined.append((size, partial))
-    if not joined:
-        return analysis.finish(analysis.map(EMPTY))
-    _, total = joined.pop()
-    while joined:
-        total = analysis.join(joined.pop()[1], total)
-    return analysis.finish(total)
 
 
 def chunks(source: Source) -> Iterator[Series]:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._sweep import I64, U64, HasArray, Runs, last_of_equal, measure, ranges_of, sweep, values_at
-from .base import Analysis, Source, Table, for_each, question, run, tally
+from .asking import for_each, question, run
+from .base import Analysis, Source, Table, tally
 from .series import Series, Timeline
 
 VMA_HEAT_DTYPE = np.dtype([("start", "<u8"), ("end", "<u8"), ("pages", "<u8"), ("writes", "<u8")])

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._sweep import I64
-from .base import SECOND, Analysis, Source, Table, question, run
+from .asking import question, run
+from .base import SECOND, Analysis, Source, Table
 from .series import Series, Timeline
 
 

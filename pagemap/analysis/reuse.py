@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._sweep import I64, Runs, sweep, values_at
-from .base import MS, SECOND, Analysis, Source, Table, for_each, increasing, ladder, question, run, tally
+from .asking import for_each, question, run
+from .base import MS, SECOND, Analysis, Source, Table, increasing, ladder, tally
 from .rate import dirty_rate
 from .series import Series, Timeline
 

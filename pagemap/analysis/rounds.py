@@ -17,7 +17,8 @@ import numpy.typing as npt
 from .. import regions
 from .._sweep import I64
 from ..categories import REGION_DTYPE
-from .base import MS, SECOND, Source, Table, chunks, in_order, question
+from .asking import in_order, question
+from .base import MS, SECOND, Source, Table, chunks
 from .series import Series
 
 _NEVER = (1 << 63) - 1
