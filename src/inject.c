@@ -96,8 +96,8 @@ helper_process(void *argument)
     struct injection *in = argument;
     struct sigaction standard = {.sa_handler = SIG_DFL};
 
-    sigaction(SIGCHLD, &standard,
-              NULL); /* the caller may ignore it, and nothing would ever wake wait_stop() */
+    /* The caller may ignore it, and nothing would ever wake wait_stop(). */
+    sigaction(SIGCHLD, &standard, NULL);
     setpgid(0, 0);
     inject(in);
     return 0;
@@ -160,8 +160,7 @@ inject_from_thread(struct injection *in)
         return -error;
     }
     pthread_join(thread, NULL);
-    /* It has ended for the C library, and a little later for the kernel, which only then lets go of a target.
-     */
+    /* It ends for the C library first, and a little later for the kernel, which only then lets go. */
     for (int i = 0; in->error != 0 && i < 10000 && syscall(SYS_tgkill, getpid(), tracer.tid, 0) == 0; i++) {
         nanosleep(&pause, NULL);
     }
@@ -183,8 +182,8 @@ inject_once(pid_t pid, long flags, struct inject_result *out)
     }
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    in.error =
-        inject_fail(out, INJECT_CALL, EINTR, "the helper process was killed"); /* until it says otherwise */
+    /* Until it says otherwise. */
+    in.error = inject_fail(out, INJECT_CALL, EINTR, "the helper process was killed");
     error = inject_from_process(&in);
     if (error == 0 && in.error == -EPERM && out->stage == INJECT_SEIZE) {
         error = inject_from_thread(&in);
