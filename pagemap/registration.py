@@ -9,9 +9,8 @@ its marks first.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from . import _pagemap, regions
 from .categories import PAGE_SIZE, Category
 from .features import features
 from .layout import (
+    PROT_WRITE,
     Layout,
     Pieces,
     huge_devices,
@@ -40,6 +40,9 @@ Listing = bytes | list[tuple[int, int, int, int]]
 """The text of /proc/PID/maps, or what PROCMAP_QUERY says of some VMAs."""
 
 FEW_VMAS = 16
+
+LARGE = 16 << 20
+"""Bytes of a VMA that does not come and go in a moment."""
 
 NOTHING = region_array([], [])
 
@@ -61,6 +64,29 @@ def page_size_finder(pagemap: PageMap) -> Callable[[int], int]:
     return look_up
 
 
+def _mostly_refused(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """[vvar], [vdso] and the like, and shared files that may not be written."""
+    special = (rows["inode"] == 0) & (rows["prot"] != 0)
+    return np.asarray((rows["prot"] & PROT_WRITE == 0) & (special | rows["shared"]), np.bool_)
+
+
+def _of(vmas: list[tuple[int, int]]) -> Regions:
+    return regions.coalesce(region_array([vma[0] for vma in vmas], [vma[1] for vma in vmas]))
+
+
+def _not_in(rows: npt.NDArray[Any], before: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The VMAs that were not there before, or not as they are."""
+    if not len(before):
+        return rows
+    at = np.minimum(np.searchsorted(before["start"], rows["start"]), len(before) - 1)
+    return np.asarray(rows[before[at] != rows])
+
+
+def _between(rows: npt.NDArray[Any], start: int, end: int) -> npt.NDArray[Any]:
+    """The VMAs that reach into a range."""
+    return rows[np.searchsorted(rows["end"], start, "right") : np.searchsorted(rows["start"], end, "left")]
+
+
 class Registration:
     """What a userfaultfd holds of some memory: `bounds`, or all that there is."""
 
@@ -76,7 +102,9 @@ class Registration:
         """Bounds of VMAs that cannot be registered, with the errno."""
         self._listed: Listing | None = None
         self._vma_count = 0
+        self._rows = self.table.array
         self._mapped: Regions = NOTHING
+        self._moved: Regions = NOTHING
         self._layout: Layout | None = None
         self._begun = False
         self._has_huge = False
@@ -94,23 +122,31 @@ class Registration:
         not registered. Where hugetlb was registered, the VMAs are listed again: it is then seen as hugetlb,
         be it as new as it may.
         """
-        self._list()
+        changed = self._list()
         first = not self._begun
-        lacking = self._lacking()
+        unregistered = self._unregistered()
         before = self.refused
-        if len(lacking) or before:
+        taken = [vma for vma, code in before.items() if code == errno.EBUSY]
+        known = _of([vma for vma, code in before.items() if code != errno.EBUSY])
+        # What somebody else holds looks registered. So what is new is asked for, whatever the scan says.
+        lacking = self._bounds if taken else regions.union(unregistered, self._moved)
+        new = regions.difference(lacking, known)
+        if len(new) or (changed and before):
             self.refused = self._still_refused(lacking)
-            for part in self._runs(lacking):
+            for part in self._zones(new, known):
                 self._register(part)
+            again = pieces(self.table, regions.intersection(lacking, known))
+            for i in range(len(again.starts)):
+                self._register_one(again.slice(i, i + 1))
         late = NOTHING
-        if self._claimed:
-            if self._tells and not first:
-                starts, ends = zip(*self._claimed, strict=True)
-                claimed = regions.coalesce(region_array(starts, ends))
-                self._stale = regions.union(self._stale, claimed)
-                # What is not listed yet may have been moved there: the next listing knows.
-                late = regions.difference(claimed, self._mapped)
-            self._claimed.clear()
+        if self._claimed and self._tells and not first:
+            claimed = regions.coalesce(region_array(*zip(*self._claimed, strict=True)))
+            fresh = regions.union(unregistered, _of(taken))
+            fresh = regions.union(regions.intersection(fresh, claimed), self._unsettled(claimed))
+            self._stale = regions.union(self._stale, fresh)
+            # What is not listed yet may have been moved there: the next listing knows.
+            late = regions.difference(fresh, self._mapped)
+        self._claimed.clear()
         if len(self._stale):
             left = self._unprotect(pieces(self.table, self._stale))
             self._stale = regions.union(left, late)
@@ -133,6 +169,10 @@ class Registration:
             if (vma.start, vma.end) in self.refused
         ]
 
+    def has_writable(self) -> bool:
+        """Whether any writable memory could be registered."""
+        return any((vma.start, vma.end) not in self.refused for vma in self.table if vma.prot & PROT_WRITE)
+
     def protect(self, start: int, end: int) -> None:
         """Protects registered pages. ProcessLookupError when the process has gone."""
         try:
@@ -142,18 +182,26 @@ class Registration:
 
     # Listing
 
-    def _list(self) -> None:
+    def _list(self) -> bool:
+        """Whether anything was mapped or unmapped since the last time."""
         listing = self._listing()
         if listing == self._listed:
-            return
+            self._moved = NOTHING
+            return False
         self._layout = None
         self.table = table = VmaTable.parse(
             listing if isinstance(listing, bytes) else self._pagemap._maps_text()
         )
         rows = table.array
         self._mapped = regions.coalesce(region_array(rows["start"], rows["end"]))
+        moved = _not_in(rows, self._rows)
+        self._moved = regions.intersection(
+            regions.coalesce(region_array(moved["start"], moved["end"])), self._bounds
+        )
+        self._rows = rows
         self._vma_count = len(pieces(table, self._bounds).starts)
         self._listed = listing
+        return True
 
     def _listing(self) -> Listing:
         """The VMAs as they stand now: equal to an earlier one where nothing was mapped or unmapped.
@@ -172,8 +220,8 @@ class Registration:
 
     # Registering
 
-    def _lacking(self) -> Regions:
-        """What is not registered. At first that is all, and memory that no scan enters is asked for, too."""
+    def _unregistered(self) -> Regions:
+        """What nobody has registered. At first that is all: memory that no scan enters is asked for, too."""
         if not (self._begun and self._tells):
             self._begun = True
             return self._bounds
@@ -195,83 +243,81 @@ class Registration:
             and not len(self._pagemap.scan(_REGISTERED, start=start, end=start + PAGE_SIZE))
         }
 
-    def _runs(self, lacking: Regions) -> list[Pieces]:
-        """What lacks registration, in runs with nothing in between that does not.
+    def _zones(self, lacking: Regions, refused: Regions) -> list[Pieces]:
+        """What lies between two landmarks with anything in it that lacks registration.
 
-        The hole behind a VMA belongs to its piece: a VMA that has grown into it since it was listed is
-        registered whole. One that is registered in part is two, which its process can no longer mremap.
+        A VMA that is registered in part is two, which its process can no longer mremap. And a process that
+        maps without a pause has its VMAs grow, merge and vanish while the registration waits for the lock. So
+        one ends where no VMA reaches that is still to be registered: at a file or a large VMA that is, for
+        these do not come and go, or at one that is refused. Ranges that were asked for end where they end.
         """
-        part = pieces(self.table, lacking)
-        if not len(part.starts):
-            return []
-        starts, bounds = self.table.array["start"], self._bounds
-        following = np.append(starts, bounds["end"][-1])[np.searchsorted(starts, part.starts, "right")]
-        limits = bounds["end"][np.searchsorted(bounds["start"], part.starts, "right") - 1]
-        ends = np.where(part.ends == part.rows["end"], np.minimum(following, limits), part.ends)
-        part = Pieces(part.starts, ends, part.rows)
-        others = regions.difference(self._mapped, lacking)["start"]
-        before = np.searchsorted(others, part.starts)
-        cuts = [0, *(np.flatnonzero(before[1:] != before[:-1]) + 1).tolist(), len(part.starts)]
-        return [part.slice(first, stop) for first, stop in pairwise(cuts)]
+        if not self._everything:
+            part = pieces(self.table, lacking)
+            return [part] if len(part.starts) else []
+        rows = pieces(self.table, self._bounds).rows
+        starts, ends = rows["start"], rows["end"]
+        lacks = np.isin(starts, pieces(self.table, lacking).rows["start"])
+        landmark = ~lacks & ((rows["inode"] != 0) | (ends - starts >= np.uint64(LARGE)))
+        landmark |= np.isin(starts, pieces(self.table, refused).rows["start"])
+        following = np.append(starts[1:], self._bounds["end"][-1])
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], landmark, [True]]))).reshape(-1, 2)
+        part = Pieces(np.append(starts[:1], ends[:-1]), following, rows)
+        return [part.slice(first, stop) for first, stop in edges.tolist() if lacks[first:stop].any()]
 
     def _register(self, part: Pieces) -> None:
-        """All of it in one call, as a rule; where something is refused, halves find what."""
+        """All of it in one call, as a rule; where something is refused, that which mostly is goes first, then
+        halves find what it is.
+        """
         try:
             self._claim(int(part.starts[0]), int(part.ends[-1]))
+            return
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise self._gone_or(error) from error
-            if len(part.starts) == 1:
-                self.refused[part.vma(0)] = error.errno
-                return
+        if len(part.starts) == 1:
+            self._register_one(part)
+            return
+        odd = _mostly_refused(part.rows)
+        if odd.all() or not odd.any():
             half = len(part.starts) // 2
             self._register(part.slice(0, half))
             self._register(part.slice(half, None))
+            return
+        for i in np.flatnonzero(odd).tolist():
+            self._register_one(part.slice(i, i + 1))
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], odd, [True]])))
+        for first, stop in edges.reshape(-1, 2).tolist():
+            self._register(part.slice(first, stop))
+
+    def _register_one(self, part: Pieces) -> None:
+        """Without the hole before it, which may not be there for hugetlb (aligned to its pages)."""
+        start, end = part.vma(0)
+        try:
+            self._claim(max(int(part.starts[0]), start), min(int(part.ends[0]), end))
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise self._gone_or(error) from error
+            self.refused[start, end] = error.errno
 
     def _claim(self, start: int, end: int) -> None:
-        """Registers a range, and with it the VMAs at its ends as far as they reach by now.
-
-        A process that maps without a pause has them grow and merge between any two calls. So the kernel is
-        asked right before, and right after whether one was cut in two all the same: what was cut off follows.
-        """
-        start, end = self._reach(start, end)
         self._has_huge |= self._uffd.register(start, end)
         self._claimed.append((start, end))
-        for address in (end, start - PAGE_SIZE):
-            with contextlib.suppress(OSError):  # a neighbour of another kind, or gone: for the next round
-                while (rest := self._cut_off(address)) is not None:
-                    self._has_huge |= self._uffd.register(*rest)
-                    self._claimed.append(rest)
-                    address = rest[1] if address >= end else rest[0] - PAGE_SIZE
 
-    def _reach(self, start: int, end: int) -> tuple[int, int]:
-        first, last = self._vma_at(start), self._vma_at(end - PAGE_SIZE)
-        if first is not None:
-            start = min(start, first[0])
-        if last is not None:
-            end = max(end, last[1])
-        return start, end
+    def _unsettled(self, claimed: Regions) -> Regions:
+        """Those ranges that were just registered whose VMAs are not as they were listed before.
 
-    def _cut_off(self, address: int) -> tuple[int, int] | None:
-        """What is not registered around an address just outside of what was registered."""
-        vma = self._vma_at(address)
-        if vma is None or not self._tells:
-            return None
-        if not len(self._pagemap.scan(_UNREGISTERED, start=address, end=address + PAGE_SIZE)):
-            return None
-        return vma
-
-    def _vma_at(self, address: int) -> tuple[int, int] | None:
-        """The bounds of a VMA as they are now.
-
-        None where that makes no difference, as ranges that were asked for end where they end, and on
-        kernels that cannot tell (PROCMAP_QUERY).
+        Any VMA in them may have lost its registration meanwhile, with the marks of protection left in place,
+        and got it again: nobody can tell.
         """
-        if not (self._everything and features().procmap_query and address >= 0):
-            return None
-        maps = self._pagemap._open_maps()
-        found = _pagemap.query_vma(maps.fd, address)
-        return found[:2] if found is not None and found[0] <= address else None
+        if not self._everything:
+            return NOTHING
+        then, now = self.table.array, self._pagemap.vmas().array
+        moved = [
+            (start, end)
+            for start, end in zip(claimed["start"].tolist(), claimed["end"].tolist(), strict=True)
+            if not np.array_equal(_between(then, start, end), _between(now, start, end))
+        ]
+        return _of(moved)
 
     def _unprotect(self, part: Pieces) -> Regions:
         """Lifts the protection; what the kernel refuses has changed meanwhile, and is for the next round."""

@@ -7,6 +7,7 @@ between rounds.
 
 from __future__ import annotations
 
+import errno
 from typing import Any, Literal
 
 import numpy as np
@@ -183,6 +184,12 @@ class DirtyTracker(Tracker):
 
     def _start(self, whole: Layout) -> None:
         if self._bounds is None:
+            if not self._registration.has_writable():
+                raise OSError(
+                    errno.EBUSY,
+                    f"all memory of process {self.pid} is tracked already: close the other tracker first"
+                    " (pagemap in another process, a checkpoint)",
+                )
             self._gather()
         else:
             self._check_bounds(self._bounds, whole)
