@@ -41,8 +41,8 @@ Listing = bytes | list[tuple[int, int, int, int]]
 
 FEW_VMAS = 16
 
-LARGE = 16 << 20
-"""Bytes of a VMA that does not come and go in a moment."""
+LARGE = 256 << 20
+"""Bytes of a VMA that does not come and go in a moment, not even one that was merged from many."""
 
 NOTHING = region_array([], [])
 
@@ -122,6 +122,9 @@ class Registration:
         not registered. Where hugetlb was registered, the VMAs are listed again: it is then seen as hugetlb,
         be it as new as it may.
         """
+        # Of a refresh that was interrupted, nobody knows what it found.
+        self._stale = regions.union(self._stale, _of(self._claimed))
+        self._claimed.clear()
         changed = self._list()
         first = not self._begun
         unregistered = self._unregistered()
@@ -132,22 +135,22 @@ class Registration:
         lacking = self._bounds if taken else regions.union(unregistered, self._moved)
         new = regions.difference(lacking, known)
         if len(new) or (changed and before):
+            if self._tells and not first:
+                self._stale = regions.union(self._stale, regions.union(unregistered, _of(taken)))
             self.refused = self._still_refused(lacking)
             for part in self._zones(new, known):
                 self._register(part)
             again = pieces(self.table, regions.intersection(lacking, known))
             for i in range(len(again.starts)):
                 self._register_one(again.slice(i, i + 1))
-        late = NOTHING
-        if self._claimed and self._tells and not first:
-            claimed = regions.coalesce(region_array(*zip(*self._claimed, strict=True)))
-            fresh = regions.union(unregistered, _of(taken))
-            fresh = regions.union(regions.intersection(fresh, claimed), self._unsettled(claimed))
-            self._stale = regions.union(self._stale, fresh)
-            # What is not listed yet may have been moved there: the next listing knows.
-            late = regions.difference(fresh, self._mapped)
+            if self._tells and not first:
+                stale = regions.union(self._stale, self._unsettled(_of(self._claimed)))
+                self._stale = regions.difference(stale, _of(list(self.refused)))
+        self._moved = NOTHING
         self._claimed.clear()
         if len(self._stale):
+            # What is not listed yet may have been moved there: the next listing knows.
+            late = regions.difference(self._stale, self._mapped)
             left = self._unprotect(pieces(self.table, self._stale))
             self._stale = regions.union(left, late)
         if self._has_huge:
@@ -186,7 +189,6 @@ class Registration:
         """Whether anything was mapped or unmapped since the last time."""
         listing = self._listing()
         if listing == self._listed:
-            self._moved = NOTHING
             return False
         self._layout = None
         self.table = table = VmaTable.parse(
@@ -195,9 +197,8 @@ class Registration:
         rows = table.array
         self._mapped = regions.coalesce(region_array(rows["start"], rows["end"]))
         moved = _not_in(rows, self._rows)
-        self._moved = regions.intersection(
-            regions.coalesce(region_array(moved["start"], moved["end"])), self._bounds
-        )
+        moved = regions.coalesce(region_array(moved["start"], moved["end"]))
+        self._moved = regions.union(self._moved, regions.intersection(moved, self._bounds))
         self._rows = rows
         self._vma_count = len(pieces(table, self._bounds).starts)
         self._listed = listing
