@@ -79,7 +79,15 @@ def _not_in(rows: npt.NDArray[Any], before: npt.NDArray[Any]) -> npt.NDArray[Any
     if not len(before):
         return rows
     at = np.minimum(np.searchsorted(before["start"], rows["start"]), len(before) - 1)
-    return np.asarray(rows[before[at] != rows])
+    return np.asarray(rows[~_same(before[at], rows)])
+
+
+def _same(these: npt.NDArray[Any], those: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which VMAs of two tables are alike. (Comparing whole records, NumPy turns Ctrl-C into a TypeError.)"""
+    alike = np.ones(len(these), np.bool_)
+    for name in these.dtype.names or ():
+        alike &= these[name] == those[name]
+    return alike
 
 
 def _between(rows: npt.NDArray[Any], start: int, end: int) -> npt.NDArray[Any]:
@@ -291,14 +299,17 @@ class Registration:
             self._register(part.slice(first, stop))
 
     def _register_one(self, part: Pieces) -> None:
-        """Without the hole before it, which may not be there for hugetlb (aligned to its pages)."""
-        start, end = part.vma(0)
-        try:
-            self._claim(max(int(part.starts[0]), start), min(int(part.ends[0]), end))
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise self._gone_or(error) from error
-            self.refused[start, end] = error.errno
+        """A VMA with the holes beside it; hugetlb without, for it wants ranges aligned to its pages."""
+        ranges = [(int(part.starts[0]), int(part.ends[0])), part.vma(0)]
+        for start, end in ranges if part.rows["inode"][0] else ranges[:1]:
+            try:
+                self._claim(max(start, int(part.starts[0])), min(end, int(part.ends[0])))
+                self.refused.pop(part.vma(0), None)
+                return
+            except OSError as error:
+                if error.errno not in REFUSALS:
+                    raise self._gone_or(error) from error
+                self.refused[part.vma(0)] = error.errno
 
     def _claim(self, start: int, end: int) -> None:
         self._has_huge |= self._uffd.register(start, end)
@@ -313,11 +324,11 @@ class Registration:
         if not self._everything:
             return NOTHING
         then, now = self.table.array, self._pagemap.vmas().array
-        moved = [
-            (start, end)
-            for start, end in zip(claimed["start"].tolist(), claimed["end"].tolist(), strict=True)
-            if not np.array_equal(_between(then, start, end), _between(now, start, end))
-        ]
+        moved = []
+        for start, end in zip(claimed["start"].tolist(), claimed["end"].tolist(), strict=True):
+            these, those = _between(then, start, end), _between(now, start, end)
+            if len(these) != len(those) or not _same(these, those).all():
+                moved.append((start, end))
         return _of(moved)
 
     def _unprotect(self, part: Pieces) -> Regions:
