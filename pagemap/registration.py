@@ -137,8 +137,11 @@ class Registration:
         first = not self._begun
         unregistered = self._unregistered()
         before = self.refused
-        taken = [vma for vma, code in before.items() if code == errno.EBUSY]
-        known = _of([vma for vma, code in before.items() if code != errno.EBUSY])
+        # One that has vanished looks refused, too: what is there now is something else.
+        self.refused = {vma: code for vma, code in before.items() if self._row(vma) is not None}
+        taken = [vma for vma, code in self.refused.items() if code == errno.EBUSY]
+        for_good = [vma for vma, code in self.refused.items() if code != errno.EBUSY]
+        known = _of(for_good)
         # What somebody else holds looks registered. So what is new is asked for, whatever the scan says.
         lacking = self._bounds if taken else regions.union(unregistered, self._moved)
         new = regions.difference(lacking, known)
@@ -146,7 +149,7 @@ class Registration:
             if self._tells and not first:
                 self._stale = regions.union(self._stale, regions.union(unregistered, _of(taken)))
             self.refused = self._still_refused(lacking)
-            for part in self._zones(new, known):
+            for part in self._zones(new, for_good):
                 self._register(part)
             again = pieces(self.table, regions.intersection(lacking, known))
             for i in range(len(again.starts)):
@@ -169,6 +172,14 @@ class Registration:
         if self._layout is None or before != self.refused:
             self._layout = restricted(layout(self.table, {}, self.refused), self._bounds)
         return self._layout
+
+    def _row(self, vma: tuple[int, int]) -> int | None:
+        """The index of the VMA with these bounds, if there is one."""
+        row = self.table.find(vma[0])
+        if row is None:
+            return None
+        found = self.table.array[row]
+        return row if (int(found["start"]), int(found["end"])) == vma else None
 
     def refused_vmas(self) -> list[tuple[Vma, str]]:
         """The VMAs that cannot be registered, with the reason in words."""
@@ -247,12 +258,11 @@ class Registration:
         return {
             (start, end): code
             for (start, end), code in self.refused.items()
-            if self.table.find(start) is not None
-            and not len(regions.clip(lacking, start, end))
+            if not len(regions.clip(lacking, start, end))
             and not len(self._pagemap.scan(_REGISTERED, start=start, end=start + PAGE_SIZE))
         }
 
-    def _zones(self, lacking: Regions, refused: Regions) -> list[Pieces]:
+    def _zones(self, lacking: Regions, refused: list[tuple[int, int]]) -> list[Pieces]:
         """What lies between two landmarks with anything in it that lacks registration.
 
         A VMA that is registered in part is two, which its process can no longer mremap. And a process that
@@ -267,7 +277,7 @@ class Registration:
         starts, ends = rows["start"], rows["end"]
         lacks = np.isin(starts, pieces(self.table, lacking).rows["start"])
         landmark = ~lacks & ((rows["inode"] != 0) | (ends - starts >= np.uint64(LARGE)))
-        landmark |= np.isin(starts, pieces(self.table, refused).rows["start"])
+        landmark |= np.isin(starts, np.array([start for start, _ in refused], np.uint64))
         following = np.append(starts[1:], self._bounds["end"][-1])
         edges = np.flatnonzero(np.diff(np.concatenate([[True], landmark, [True]]))).reshape(-1, 2)
         part = Pieces(np.append(starts[:1], ends[:-1]), following, rows)
