@@ -137,8 +137,9 @@ class Registration:
         first = not self._begun
         unregistered = self._unregistered()
         before = self.refused
-        # One that has vanished looks refused, too: what is there now is something else.
-        self.refused = {vma: code for vma, code in before.items() if self._row(vma) is not None}
+        if changed:
+            # One that has vanished looks refused, too: what is there now is something else.
+            self.refused = {vma: code for vma, code in before.items() if self._is_listed(vma)}
         taken = [vma for vma, code in self.refused.items() if code == errno.EBUSY]
         for_good = [vma for vma, code in self.refused.items() if code != errno.EBUSY]
         known = _of(for_good)
@@ -173,13 +174,10 @@ class Registration:
             self._layout = restricted(layout(self.table, {}, self.refused), self._bounds)
         return self._layout
 
-    def _row(self, vma: tuple[int, int]) -> int | None:
-        """The index of the VMA with these bounds, if there is one."""
+    def _is_listed(self, vma: tuple[int, int]) -> bool:
         row = self.table.find(vma[0])
-        if row is None:
-            return None
-        found = self.table.array[row]
-        return row if (int(found["start"]), int(found["end"])) == vma else None
+        found = None if row is None else self.table.array[row]
+        return found is not None and (int(found["start"]), int(found["end"])) == vma
 
     def refused_vmas(self) -> list[tuple[Vma, str]]:
         """The VMAs that cannot be registered, with the reason in words."""
