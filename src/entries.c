@@ -243,7 +243,12 @@ pagemap_read_entries(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
 
     if (arg_count("read_entries", nargs, 3) < 0 || arg_int(args[0], "fd", &fd) < 0 ||
         arg_u64(args[1], "start", &start) < 0 ||
-        PyObject_GetBuffer(args[2], &out, PyBUF_ND | PyBUF_WRITABLE) < 0) {
+        PyObject_GetBuffer(args[2], &out, PyBUF_ND | PyBUF_WRITABLE | PyBUF_FORMAT) < 0) {
+        return NULL;
+    }
+    if (format_has_objects(out.format)) {
+        PyErr_SetString(PyExc_TypeError, "out holds Python objects: the kernel would overwrite them");
+        PyBuffer_Release(&out);
         return NULL;
     }
     if (out.itemsize != sizeof(uint64_t)) {

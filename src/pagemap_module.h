@@ -104,6 +104,10 @@ typedef struct {
 /* 0, or -1 with TypeError or ValueError. Release it with PyBuffer_Release(&out->view). */
 int region_view_acquire(module_state *state, PyObject *object, region_view *out);
 
+/* Whether a buffer of this format (PyBUF_FORMAT) holds Python objects, which the kernel must not overwrite.
+ * Field names stand between colons and may hold any letter. */
+bool format_has_objects(const char *format);
+
 /* Functions of the module, one room each. */
 PyObject *pagemap_scan(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
 enum { SMALL_PAGES = 128 };

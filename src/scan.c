@@ -54,9 +54,7 @@ refuse_unsafe_wp(uint64_t flags, const selection *select, bool has_vec)
     return 0;
 }
 
-/* True when a buffer of this format holds Python objects, which the kernel must not overwrite. Field
- * names stand between colons and may hold any letter. */
-static bool
+bool
 format_has_objects(const char *format)
 {
     bool in_name = false;

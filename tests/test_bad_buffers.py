@@ -214,6 +214,33 @@ def test_reading_entries_refuses(arguments, error, words):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda: np.array([object(), object()]),
+        lambda: np.array([(object(),)], np.dtype([("field", "O")])),
+        lambda: memoryview(np.array([object()])),
+        lambda: (ctypes.py_object * 2)(),
+    ],
+)
+def test_reading_entries_does_not_overwrite_objects(make):
+    out = make()
+    before = bytes(memoryview(out).cast("B")) if isinstance(out, ctypes.Array) else out.tobytes()
+    with (
+        open("/proc/self/pagemap", "rb", buffering=0) as entries,
+        pytest.raises(TypeError, match="out holds Python objects"),
+    ):
+        pagemap._pagemap.read_entries(entries.fileno(), 0, out)
+    assert (bytes(memoryview(out).cast("B")) if isinstance(out, ctypes.Array) else out.tobytes()) == before
+
+
+def test_reading_entries_into_fields_named_like_an_objects_code():
+    out = np.zeros(2, np.dtype([("O", "<u8")]))
+    with open("/proc/self/pagemap", "rb", buffering=0) as entries:
+        pagemap._pagemap.read_entries(entries.fileno(), out.ctypes.data // PAGE * PAGE, out)
+    assert out["O"][0] >> 63
+
+
+@pytest.mark.parametrize(
     ("entries", "vec", "words"),
     [
         (bytes(7), bytearray(24), "entries must be aligned and hold whole entries"),
