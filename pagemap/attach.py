@@ -28,12 +28,13 @@ class Injection:
         self.stopped_us: float | None = None
 
     def __call__(self) -> Descriptor:
+        uffd = Descriptor()
         try:
-            fd, stopped_ns = _pagemap.inject_userfaultfd(self.pid, _pagemap.UFFD_USER_MODE_ONLY)
+            stopped_ns = _pagemap.inject_userfaultfd(self.pid, _pagemap.UFFD_USER_MODE_ONLY, uffd)
         except OSError as error:
             raise self._explain(error) from error
         self.stopped_us = stopped_ns / 1000
-        return Descriptor(fd)
+        return uffd
 
     def _explain(self, error: OSError) -> OSError:
         """The stages are those of src/inject.h: at which step it failed."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from . import _pagemap, process
 from .categories import PAGE_SIZE, REGION_DTYPE, Category, ScanFlag
+from .uffd import new_descriptor
 
 SOFT_DIRTY_ENTRY = 1 << 55
 GUARD_ENTRY = 1 << 58
@@ -127,7 +128,7 @@ def _probe_scan(fd: int, why: dict[str, str]) -> tuple[bool, Category, ScanFlag]
 
 def _probe_uffd(why: dict[str, str]) -> tuple[bool, bool]:
     try:
-        uffd = process.Descriptor(_pagemap.userfaultfd(_pagemap.UFFD_USER_MODE_ONLY))
+        uffd = new_descriptor()
     except OSError as error:
         why["wp_async"] = why["rwp_async"] = (
             "this kernel has no userfaultfd (CONFIG_USERFAULTFD)"
@@ -155,7 +156,7 @@ def _probe_drop(pagemap: int, why: dict[str, str]) -> bool:
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     for page in range(0, 2 * unit, PAGE_SIZE):
         memory[offset + page] = 1
-    uffd = process.Descriptor(_pagemap.userfaultfd(_pagemap.UFFD_USER_MODE_ONLY))
+    uffd = new_descriptor()
     _pagemap.uffd_api(uffd.fd, UFFD_WANTED)
     _pagemap.uffd_register(uffd.fd, start, end, _pagemap.UFFDIO_REGISTER_MODE_WP)
     _pagemap.uffd_protect(uffd.fd, start, end, _pagemap.UFFDIO_REGISTER_MODE_WP, 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable
 from typing import SupportsIndex
 
 from . import errors
@@ -32,17 +31,21 @@ class Descriptor:
     """A file descriptor with the lifetime of this object.
 
     Whoever uses `fd` holds a reference meanwhile: a close() in another thread drops only the owner's,
-    and the number cannot be recycled under a running system call.
+    and the number cannot be recycled under a running system call. One without a descriptor yet is an
+    owner for a function of the extension to store it in: a number that is only returned is lost to a
+    signal handler that raises.
     """
 
-    __slots__ = ("_close", "fd")
+    # Of the class, so that they are there also when a signal strikes at the first step of __init__.
+    fd = -1
+    _close = staticmethod(os.close)  # os may be gone at interpreter shutdown
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int = -1) -> None:
         self.fd = fd
-        self._close: Callable[[int], None] = os.close  # os may be gone at interpreter shutdown
 
     def __del__(self) -> None:
-        self._close(self.fd)
+        if self.fd >= 0:
+            self._close(self.fd)
 
 
 def check_pid(pid: SupportsIndex | None) -> int:

@@ -53,7 +53,9 @@ REFUSALS = {
 
 def new_descriptor() -> Descriptor:
     """A userfaultfd of this process, for user-mode faults only: that needs no privilege."""
-    return Descriptor(_pagemap.userfaultfd(_pagemap.UFFD_USER_MODE_ONLY))
+    uffd = Descriptor()
+    _pagemap.userfaultfd(_pagemap.UFFD_USER_MODE_ONLY, uffd)
+    return uffd
 
 
 class Userfault:

@@ -30,7 +30,8 @@ static PyMethodDef module_methods[] = {
     {"parse_maps", pagemap_parse_maps, METH_O, PyDoc_STR("parse_maps(text) -> bytes of VMA records")},
     {"query_vma", FASTCALL(pagemap_query_vma), METH_FASTCALL,
      PyDoc_STR("query_vma(fd, address) -> (start, end, page_size, inode) or None: one PROCMAP_QUERY ioctl")},
-    {"userfaultfd", pagemap_userfaultfd, METH_O, PyDoc_STR("userfaultfd(flags) -> fd")},
+    {"userfaultfd", FASTCALL(pagemap_userfaultfd), METH_FASTCALL,
+     PyDoc_STR("userfaultfd(flags, owner): the descriptor becomes owner.fd")},
     {"uffd_api", FASTCALL(pagemap_uffd_api), METH_FASTCALL,
      PyDoc_STR("uffd_api(fd, features) -> (features, ioctls)")},
     {"uffd_register", FASTCALL(pagemap_uffd_register), METH_FASTCALL,
@@ -40,8 +41,9 @@ static PyMethodDef module_methods[] = {
     {"uffd_protect", FASTCALL(pagemap_uffd_protect), METH_FASTCALL,
      PyDoc_STR("uffd_protect(fd, start, end, mode, protect)")},
     {"inject_userfaultfd", FASTCALL(pagemap_inject_userfaultfd), METH_FASTCALL,
-     PyDoc_STR("inject_userfaultfd(pid, flags) -> (fd, stopped_ns): a userfaultfd created inside another\n"
-               "process. OSError with an attribute `stage` that names the step that failed.")},
+     PyDoc_STR(
+         "inject_userfaultfd(pid, flags, owner) -> stopped_ns: a userfaultfd created inside another\n"
+         "process becomes owner.fd. OSError with an attribute `stage` that names the step that failed.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,9 +1,7 @@
-/* inject_userfaultfd(pid, flags) -> (fd, stopped_ns): see inject.h. */
+/* inject_userfaultfd(pid, flags, owner) -> stopped_ns: see inject.h. */
 #include "attach.h"
 
 #include "inject.h"
-
-#include <unistd.h>
 
 static const char *
 stage_name(enum inject_stage stage)
@@ -43,10 +41,9 @@ PyObject *
 pagemap_inject_userfaultfd(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     struct inject_result result;
-    PyObject *answer;
     int pid, flags, error;
 
-    if (arg_count("inject_userfaultfd", nargs, 2) < 0 || arg_int(args[0], "pid", &pid) < 0 ||
+    if (arg_count("inject_userfaultfd", nargs, 3) < 0 || arg_int(args[0], "pid", &pid) < 0 ||
         arg_int(args[1], "flags", &flags) < 0) {
         return NULL;
     }
@@ -62,9 +59,8 @@ pagemap_inject_userfaultfd(PyObject *Py_UNUSED(module), PyObject *const *args, P
         raise_injection_error(-error, &result);
         return NULL;
     }
-    answer = Py_BuildValue("(iL)", result.fd, (long long)result.stopped_ns);
-    if (answer == NULL) {
-        close(result.fd);
+    if (give_descriptor(args[2], result.fd) < 0) {
+        return NULL;
     }
-    return answer;
+    return PyLong_FromLongLong(result.stopped_ns);
 }

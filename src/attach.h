@@ -4,7 +4,7 @@
 
 #include "pagemap_module.h"
 
-/* inject_userfaultfd(pid, flags) -> (fd, stopped_ns) */
+/* inject_userfaultfd(pid, flags, owner) -> stopped_ns */
 PyObject *pagemap_inject_userfaultfd(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 #endif

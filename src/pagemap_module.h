@@ -67,6 +67,10 @@ PyObject *raise_errno(int error);
  * costs as much as a system call. */
 PyObject *tuple_of(PyObject *const *items, Py_ssize_t count);
 
+/* uffd.c. Stores a new descriptor as `owner.fd`, or closes it: 0, or -1 with an exception. Python looks for
+ * signals as soon as a function has returned, so that a handler which raises loses what is returned. */
+int give_descriptor(PyObject *owner, int fd);
+
 /* memory.c: anonymous memory, of whole pages, for munmap(); NULL when there is none. */
 static const size_t HUGE_SIZE = 2 << 20; /* a huge page where pages have 4 KiB */
 void *memory_map(size_t length);
@@ -117,7 +121,7 @@ PyObject *pagemap_read_entries(PyObject *module, PyObject *const *args, Py_ssize
 PyObject *pagemap_read_maps(PyObject *module, PyObject *fd);
 PyObject *pagemap_parse_maps(PyObject *module, PyObject *text);
 PyObject *pagemap_query_vma(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
-PyObject *pagemap_userfaultfd(PyObject *module, PyObject *flags);
+PyObject *pagemap_userfaultfd(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *pagemap_uffd_api(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *pagemap_uffd_register(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *pagemap_uffd_unregister(PyObject *module, PyObject *const *args, Py_ssize_t nargs);

@@ -25,14 +25,30 @@ uffd_ioctl(int fd, unsigned long command, void *argument)
     return 0;
 }
 
-/* userfaultfd(flags) -> fd */
-PyObject *
-pagemap_userfaultfd(PyObject *Py_UNUSED(module), PyObject *flags_object)
+int
+give_descriptor(PyObject *owner, int fd)
 {
-    PyObject *result;
+    PyObject *number = PyLong_FromLong(fd);
+    int error = number == NULL ? -1 : PyObject_SetAttrString(owner, "fd", number);
+
+    Py_XDECREF(number);
+    if (error < 0) {
+        close(fd);
+        if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
+            PyErr_Format(PyExc_TypeError, "owner must take an attribute fd: %R does not",
+                         (PyObject *)Py_TYPE(owner));
+        }
+    }
+    return error;
+}
+
+/* userfaultfd(flags, owner): the descriptor becomes owner.fd */
+PyObject *
+pagemap_userfaultfd(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
     int flags, fd, error;
 
-    if (arg_int(flags_object, "flags", &flags) < 0) {
+    if (arg_count("userfaultfd", nargs, 2) < 0 || arg_int(args[0], "flags", &flags) < 0) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -43,11 +59,10 @@ pagemap_userfaultfd(PyObject *Py_UNUSED(module), PyObject *flags_object)
     if (fd < 0) {
         return raise_errno(error);
     }
-    result = PyLong_FromLong(fd);
-    if (result == NULL) {
-        close(fd);
+    if (give_descriptor(args[1], fd) < 0) {
+        return NULL;
     }
-    return result;
+    Py_RETURN_NONE;
 }
 
 /* uffd_api(fd, features) -> (features, ioctls) that the kernel has */

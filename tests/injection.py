@@ -14,6 +14,7 @@ import children
 import pytest
 
 from pagemap import _pagemap
+from pagemap.process import Descriptor
 
 FLAGS = _pagemap.UFFD_USER_MODE_ONLY
 
@@ -84,13 +85,11 @@ def inject(pid, times=1):
     """Each descriptor is a userfaultfd that nobody has set up yet; the times that the target stood still."""
     stopped = []
     for _ in range(times):
-        fd, stopped_ns = _pagemap.inject_userfaultfd(pid, FLAGS)
-        try:
-            assert os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[userfaultfd]"
-            assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-            _pagemap.uffd_api(fd, 0)
-        finally:
-            os.close(fd)
+        uffd = Descriptor()
+        stopped_ns = _pagemap.inject_userfaultfd(pid, FLAGS, uffd)
+        assert os.readlink(f"/proc/self/fd/{uffd.fd}") == "anon_inode:[userfaultfd]"
+        assert fcntl.fcntl(uffd.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+        _pagemap.uffd_api(uffd.fd, 0)
         assert stopped_ns > 0
         stopped.append(stopped_ns)
     return stopped
@@ -114,7 +113,9 @@ def userfaultfds(pid):
 
 
 def refused(pid, number, stage, flags=FLAGS):
+    owner = Descriptor()
     with pytest.raises(OSError, match=f"{stage}: ") as caught:
-        _pagemap.inject_userfaultfd(pid, flags)
+        _pagemap.inject_userfaultfd(pid, flags, owner)
     assert (caught.value.errno, caught.value.stage) == (number, stage)
     assert type(caught.value) is type(OSError(number, ""))
+    assert owner.fd == -1

@@ -16,6 +16,7 @@ import injection
 import pytest
 
 from pagemap import _pagemap
+from pagemap.process import Descriptor
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -79,19 +80,18 @@ def _a_word_with_an_idle_process():
 def test_the_descriptor_belongs_to_the_memory_of_the_target(need):
     need("wp_async")
     with injection.start("busy", 1) as target:
-        fd, _ = _pagemap.inject_userfaultfd(target.pid, injection.FLAGS)
-        try:
-            _pagemap.uffd_api(fd, _pagemap.UFFD_FEATURE_WP_ASYNC)
-            maps = Path(f"/proc/{target.pid}/maps").read_text().splitlines()
-            (stack,) = (line.split()[0] for line in maps if line.endswith("[stack]"))
-            start, end = (int(address, 16) for address in stack.split("-"))
-            assert stack not in Path("/proc/self/maps").read_text()
-            _pagemap.uffd_register(fd, start, end, _pagemap.UFFDIO_REGISTER_MODE_WP)
-            smaps = Path(f"/proc/{target.pid}/smaps").read_text()
-            flags = smaps.partition(stack)[2].partition("VmFlags:")[2].partition("\n")[0].split()
-            assert "uw" in flags
-        finally:
-            os.close(fd)
+        uffd = Descriptor()
+        _pagemap.inject_userfaultfd(target.pid, injection.FLAGS, uffd)
+        _pagemap.uffd_api(uffd.fd, _pagemap.UFFD_FEATURE_WP_ASYNC)
+        maps = Path(f"/proc/{target.pid}/maps").read_text().splitlines()
+        (stack,) = (line.split()[0] for line in maps if line.endswith("[stack]"))
+        start, end = (int(address, 16) for address in stack.split("-"))
+        assert stack not in Path("/proc/self/maps").read_text()
+        _pagemap.uffd_register(uffd.fd, start, end, _pagemap.UFFDIO_REGISTER_MODE_WP)
+        smaps = Path(f"/proc/{target.pid}/smaps").read_text()
+        flags = smaps.partition(stack)[2].partition("VmFlags:")[2].partition("\n")[0].split()
+        assert "uw" in flags
+        del uffd
         assert injection.end(target)[1] == 0
 
 
@@ -264,6 +264,7 @@ def test_this_process_sees_no_signal_and_no_child():
         """
         import os, signal, sys, threading
         from pagemap import _pagemap
+        from pagemap.process import Descriptor
         signals, waited = [], []
         signal.signal(signal.SIGCHLD, lambda *_: signals.append(1))
         def wait():
@@ -276,8 +277,8 @@ def test_this_process_sees_no_signal_and_no_child():
         threads = len(os.listdir("/proc/self/task"))
         descriptors = len(os.listdir("/proc/self/fd"))
         for _ in range(100):
-            os.close(_pagemap.inject_userfaultfd(child, _pagemap.UFFD_USER_MODE_ONLY)[0])
-            os.close(_pagemap.inject_userfaultfd(int(sys.argv[1]), _pagemap.UFFD_USER_MODE_ONLY)[0])
+            _pagemap.inject_userfaultfd(child, _pagemap.UFFD_USER_MODE_ONLY, Descriptor())
+            _pagemap.inject_userfaultfd(int(sys.argv[1]), _pagemap.UFFD_USER_MODE_ONLY, Descriptor())
         assert not signals and not waited
         assert len(os.listdir("/proc/self/task")) == threads
         assert len(os.listdir("/proc/self/fd")) == descriptors
@@ -293,16 +294,16 @@ def test_as_an_ordinary_user_on_a_child_of_ones_own():
     if os.geteuid() != 0:
         pytest.skip("becoming another user needs root")
     children.run(
-        "import subprocess, sys\nfrom pagemap import _pagemap\n"
+        "import subprocess, sys\nfrom pagemap import _pagemap\nfrom pagemap.process import Descriptor\n"
         + children.BECOME_NOBODY
         + """
 busy, filtered, other = sys.argv[1:]
 child = subprocess.Popen([busy, "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 assert child.stdout.readline() == "ready\\n"
 for _ in range(50):
-    fd, _ = _pagemap.inject_userfaultfd(child.pid, _pagemap.UFFD_USER_MODE_ONLY)
-    _pagemap.uffd_api(fd, 0)
-    os.close(fd)
+    uffd = Descriptor()
+    _pagemap.inject_userfaultfd(child.pid, _pagemap.UFFD_USER_MODE_ONLY, uffd)
+    _pagemap.uffd_api(uffd.fd, 0)
 assert child.communicate(timeout=20)[0].startswith("ok ")
 assert child.returncode == 0
 
@@ -311,7 +312,7 @@ assert child.stdout.readline() == "ready\\n"
 child.stdin.write("?\\n"); child.stdin.flush()
 assert child.stdout.readline() == "0\\n"
 try:
-    _pagemap.inject_userfaultfd(child.pid, _pagemap.UFFD_USER_MODE_ONLY)
+    _pagemap.inject_userfaultfd(child.pid, _pagemap.UFFD_USER_MODE_ONLY, Descriptor())
 except PermissionError as error:
     assert error.stage == "seccomp", error
 else:
@@ -320,7 +321,7 @@ assert child.communicate("?\\n", timeout=20) == ("0\\n", None)
 assert child.returncode == 0
 
 try:
-    _pagemap.inject_userfaultfd(int(other), _pagemap.UFFD_USER_MODE_ONLY)
+    _pagemap.inject_userfaultfd(int(other), _pagemap.UFFD_USER_MODE_ONLY, Descriptor())
 except PermissionError as error:
     assert error.stage == "seize", error
 else:
@@ -330,6 +331,53 @@ else:
         injection.program("odd"),
         os.getpid(),
     )
+
+
+def test_a_signal_whose_handler_raises_leaves_no_descriptor():
+    """Signals are blocked during an injection: they arrive when it returns."""
+    with injection.start("busy", 1) as target:
+        interrupted, descriptors = children.run(
+            """
+            import os, random, signal, sys
+            from pagemap.attach import Injection
+
+            class Interrupt(Exception):
+                pass
+
+            def interrupt(*_):
+                raise Interrupt
+
+            signal.signal(signal.SIGALRM, interrupt)
+            create = Injection(int(sys.argv[1]))
+            create()
+            before = len(os.listdir("/proc/self/fd"))
+            interrupted = 0
+            for _ in range(400):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 4e-4))
+                    uffd = create()
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Interrupt:
+                    interrupted += 1
+                uffd = None
+            print(interrupted, len(os.listdir("/proc/self/fd")) - before)
+            """,
+            target.pid,
+        ).split()
+        assert int(interrupted) > 0
+        assert int(descriptors) == 0
+
+
+def test_an_owner_that_takes_no_descriptor():
+    with injection.start("busy", 1) as target:
+        before = len(os.listdir("/proc/self/fd"))
+        for owner in (None, 5, object()):
+            with pytest.raises(TypeError, match="owner must take an attribute fd"):
+                _pagemap.inject_userfaultfd(target.pid, injection.FLAGS, owner)
+            with pytest.raises(TypeError, match="owner must take an attribute fd"):
+                _pagemap.userfaultfd(injection.FLAGS, owner)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert injection.end(target)[1] == 0
 
 
 # Somebody dies
@@ -342,6 +390,7 @@ def test_a_tracker_killed_at_random_moments_leaves_the_target_alone():
             """
             import os, random, signal, sys, time
             from pagemap import _pagemap
+            from pagemap.process import Descriptor
             pid = int(sys.argv[1])
             for turn in range(120):
                 ours, theirs = os.pipe()
@@ -351,7 +400,7 @@ def test_a_tracker_killed_at_random_moments_leaves_the_target_alone():
                     os.write(theirs, b"x")
                     while True:
                         try:
-                            os.close(_pagemap.inject_userfaultfd(pid, _pagemap.UFFD_USER_MODE_ONLY)[0])
+                            _pagemap.inject_userfaultfd(pid, _pagemap.UFFD_USER_MODE_ONLY, Descriptor())
                         except PermissionError as error:  # the one before is being completed
                             if error.stage != "traced":
                                 os._exit(1)

@@ -11,6 +11,7 @@ import injection
 import pytest
 
 from pagemap import _pagemap
+from pagemap.process import Descriptor
 
 
 def test_this_very_process():
@@ -41,7 +42,7 @@ def test_a_kernel_thread():
 @pytest.mark.parametrize("pid", [0, -1, 1 << 31, 1 << 64])
 def test_numbers_that_are_no_process(pid):
     with pytest.raises(ValueError, match="pid"):
-        _pagemap.inject_userfaultfd(pid, injection.FLAGS)
+        _pagemap.inject_userfaultfd(pid, injection.FLAGS, Descriptor())
 
 
 def test_a_process_that_is_traced_already():
@@ -106,15 +107,17 @@ def test_a_tracker_without_room_for_another_descriptor():
             """
             import os, resource, sys
             from pagemap import _pagemap
+            from pagemap.process import Descriptor
             for room in range(4, 64):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (room, 64))
                 try:
-                    fd, _ = _pagemap.inject_userfaultfd(int(sys.argv[1]), _pagemap.UFFD_USER_MODE_ONLY)
+                    uffd = Descriptor()
+                    _pagemap.inject_userfaultfd(int(sys.argv[1]), _pagemap.UFFD_USER_MODE_ONLY, uffd)
                 except OSError as error:
                     assert error.errno == 24, error
                     print(error.stage)
                 else:
-                    os.close(fd)
+                    del uffd
                     break
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
             assert len(os.listdir("/proc/self/fd")) == 4
@@ -132,6 +135,7 @@ def test_a_tracker_that_may_not_take_the_descriptor_over():
             """
             import ctypes, struct, sys
             from pagemap import _pagemap
+            from pagemap.process import Descriptor
             refuse, allow = 0x00050000 | 99, 0x7FFF0000
             steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 438), (0x06, 0, 0, refuse), (0x06, 0, 0, allow)]
             code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
@@ -141,7 +145,9 @@ def test_a_tracker_that_may_not_take_the_descriptor_over():
             assert libc.prctl(22, 2, program) == 0, ctypes.get_errno()  # PR_SET_SECCOMP
             for _ in range(20):
                 try:
-                    _pagemap.inject_userfaultfd(int(sys.argv[1]), _pagemap.UFFD_USER_MODE_ONLY)
+                    _pagemap.inject_userfaultfd(
+                        int(sys.argv[1]), _pagemap.UFFD_USER_MODE_ONLY, Descriptor()
+                    )
                 except OSError as error:
                     assert (error.errno, error.stage) == (99, "fetch"), error
                 else:

@@ -25,7 +25,7 @@ typedef struct {
 
 static uint64_t arena, page_size;
 static int descriptors[5];
-static PyObject *wild[10];
+static PyObject *wild[10], *owner_type;
 
 void
 fuzz_prepare(void)
@@ -59,6 +59,8 @@ fuzz_prepare(void)
         wild[i] = PyRun_String(sources[i], Py_eval_input, globals, globals);
         MUST(wild[i] != NULL);
     }
+    owner_type = PyRun_String("type('Owner', (), {})", Py_eval_input, globals, globals);
+    MUST(owner_type != NULL);
     Py_DECREF(globals);
 }
 
@@ -120,7 +122,7 @@ descriptor(machine *m, input *in)
 /*
  * n: a number. s: a small one. a: an address. u: the same, within the arena or where nothing is. f: a
  * descriptor. m: one that ends before memory does. b: a buffer. r: a RegionBuffer. c: a capacity. p: a
- * process. w: ranges to read. t: the masks of a query.
+ * process. w: ranges to read. t: the masks of a query. o: an owner of a descriptor.
  */
 static PyObject *
 argument(machine *m, char kind, input *in)
@@ -150,6 +152,8 @@ argument(machine *m, char kind, input *in)
         return number(choice < 240 ? take(in, 1) % 200 : UINT64_C(1) << 56 | take(in, 8));
     case 'p':
         return PyLong_FromLong(choice & 1 ? getpid() : choice & 2 ? 0 : INT32_MAX);
+    case 'o':
+        return PyObject_CallNoArgs(owner_type);
     case 't': {
         Py_ssize_t count = choice < 240 ? 4 : (Py_ssize_t)(choice % 6);
         PyObject *masks = PyTuple_New(count);
@@ -183,12 +187,12 @@ static const struct {
     {"read_maps", "m", false},
     {"parse_maps", "b", false},
     {"query_vma", "fa", false},
-    {"userfaultfd", "n", false},
+    {"userfaultfd", "no", false},
     {"uffd_api", "fn", false},
     {"uffd_register", "fuun", false},
     {"uffd_unregister", "fuu", false},
     {"uffd_protect", "fuunn", false},
-    {"inject_userfaultfd", "pn", false},
+    {"inject_userfaultfd", "pno", false},
     {"RegionBuffer", "c", false},
     {"scan", "sfaannnnnn", true},
     {"scan_whole", "faat", true},
@@ -253,8 +257,10 @@ call(machine *m, unsigned index, input *in)
         answer = PyObject_Call(function, tuple, named);
         Py_DECREF(function);
         if (answer != NULL && strcmp(CALLS[index].name, "userfaultfd") == 0) {
-            int fd = (int)PyLong_AsLong(answer);
+            PyObject *stored = PyObject_GetAttrString(PyTuple_GetItem(tuple, 1), "fd");
+            int fd = (int)PyLong_AsLong(stored);
 
+            Py_DECREF(stored);
             if (m->userfaultfd_count == MOST_USERFAULTFDS) {
                 close(fd);
             } else {
