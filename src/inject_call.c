@@ -26,6 +26,8 @@
 #define TRACE_GET_RSEQ_CONFIGURATION 0x420f    /* Linux 5.13 */
 #define TRACE_SET_SYSCALL_USER_DISPATCH 0x4210 /* Linux 6.4 */
 #define TRACE_GET_SYSCALL_USER_DISPATCH 0x4211
+#define DISPATCH_OFF 0
+#define DISPATCH_INCLUSIVE 2 /* PR_SYS_DISPATCH_INCLUSIVE_ON */
 
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
@@ -75,6 +77,35 @@ abort_rseq(pid_t tid, arch_regs *regs)
     }
 }
 
+static int
+set_dispatch(const struct injection *in, struct dispatch_configuration *dispatch)
+{
+    return trace(TRACE_SET_SYSCALL_USER_DISPATCH, in->target->tid, sizeof(*dispatch), dispatch) == 0 ? 0
+                                                                                                     : -errno;
+}
+
+/*
+ * Syscall user dispatch, in a form that can be put back: setting what there is shows it. The kernel keeps an
+ * inclusive range as an exclusive one of the rest of memory (kernel/entry/syscall_user_dispatch.c), reports
+ * that, and refuses it as one that wraps around.
+ */
+static int
+inspect_dispatch(struct injection *in)
+{
+    struct dispatch_configuration *dispatch = &in->dispatch;
+
+    if (trace(TRACE_GET_SYSCALL_USER_DISPATCH, in->target->tid, sizeof(*dispatch), dispatch) != 0) {
+        dispatch->mode = 0; /* a kernel before 6.4 */
+    }
+    if (dispatch->mode == DISPATCH_OFF || set_dispatch(in, dispatch) == 0) {
+        return 0;
+    }
+    dispatch->mode = DISPATCH_INCLUSIVE;
+    dispatch->offset += dispatch->length;
+    dispatch->length = -dispatch->length;
+    return set_dispatch(in, dispatch);
+}
+
 /* Notes what the target is like, and refuses what could not be put back. Nothing is changed yet. */
 static int
 inspect(struct injection *in)
@@ -83,6 +114,7 @@ inspect(struct injection *in)
     struct iovec iov = {&in->regs, sizeof(in->regs)};
     const uintptr_t suspend = PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
     uint64_t word;
+    int error;
 
     if (trace(PTRACE_GETREGSET, tid, NT_PRSTATUS, &iov) != 0) {
         return inject_fail(in->out, INJECT_STOP, errno, "its registers cannot be read");
@@ -104,8 +136,10 @@ inspect(struct injection *in)
     if (trace(PTRACE_GETSIGMASK, tid, sizeof(in->sigmask), &in->sigmask) != 0) {
         return inject_fail(in->out, INJECT_STOP, errno, "its signal mask cannot be read");
     }
-    if (trace(TRACE_GET_SYSCALL_USER_DISPATCH, tid, sizeof(in->dispatch), &in->dispatch) != 0) {
-        in->dispatch.mode = 0; /* a kernel before 6.4 */
+    error = inspect_dispatch(in);
+    if (error != 0) {
+        return inject_fail(in->out, INJECT_STOP, error == -ESRCH ? ESRCH : EOPNOTSUPP,
+                           "its syscall user dispatch could not be put back");
     }
     if (arch_save_vectors(tid, &in->vectors) != 0) {
         return inject_fail(in->out, INJECT_STOP, EOPNOTSUPP, "its vector registers cannot be saved");
@@ -214,8 +248,10 @@ restore(struct injection *in)
         error = inject_run_to_syscall_stop(in, INJECT_TIMEOUT_NS);
         error = error == -ETIMEDOUT ? 0 : error;
     }
-    if (in->dispatch.mode != 0) {
-        trace(TRACE_SET_SYSCALL_USER_DISPATCH, tid, sizeof(in->dispatch), &in->dispatch);
+    if (in->dispatch.mode != DISPATCH_OFF) {
+        const int dispatched = set_dispatch(in, &in->dispatch);
+
+        error = error == 0 ? dispatched : error;
     }
     if (trace(PTRACE_SETSIGMASK, tid, sizeof(in->sigmask), &in->sigmask) != 0 && error == 0) {
         error = -errno;
@@ -233,17 +269,21 @@ inject_stopped(struct injection *in)
     if (error != 0) {
         return error;
     }
-    if (trace(PTRACE_SETSIGMASK, in->target->tid, sizeof(all), &all) != 0) {
-        return inject_fail(in->out, INJECT_STOP, errno, "its signals cannot be blocked");
-    }
     /* Syscall user dispatch (Wine) would turn the call into a SIGSYS. */
-    if (in->dispatch.mode != 0) {
-        trace(TRACE_SET_SYSCALL_USER_DISPATCH, in->target->tid, sizeof(off), &off);
+    if (in->dispatch.mode != DISPATCH_OFF && (error = set_dispatch(in, &off)) != 0) {
+        return inject_fail(in->out, INJECT_STOP, -error, "its syscall user dispatch cannot be suspended");
+    }
+    if (trace(PTRACE_SETSIGMASK, in->target->tid, sizeof(all), &all) != 0) {
+        error = inject_fail(in->out, INJECT_STOP, errno, "its signals cannot be blocked");
+        if (in->dispatch.mode != DISPATCH_OFF) {
+            set_dispatch(in, &in->dispatch);
+        }
+        return error;
     }
     error = create_and_fetch(in);
     restored = restore(in);
     if (error == 0 && restored != 0) {
-        error = inject_fail(in->out, INJECT_CALL, -restored, "its registers cannot be put back");
+        error = inject_fail(in->out, INJECT_CALL, -restored, "it cannot be put back as it was");
     }
     return error;
 }

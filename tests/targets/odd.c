@@ -3,11 +3,13 @@
  * second thread where the main thread has something else to do.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -255,13 +257,16 @@ dispatched(int signal)
 
 /* System calls are handed to a SIGSYS handler, as under Wine: one at the end, to see that it still is so. */
 static int
-dispatching(void)
+dispatching(bool inclusive)
 {
+    const uintptr_t page = (uintptr_t)syscall & ~(uintptr_t)4095;
     struct sigaction action = {.sa_handler = dispatched};
 
     sigaction(SIGSYS, &action, NULL);
     start_control();
-    if (prctl(PR_SET_SYSCALL_USER_DISPATCH, 1, 0, 0, &selector) != 0) {
+    if (prctl(PR_SET_SYSCALL_USER_DISPATCH, inclusive ? 2 : 1, inclusive ? page : 0, inclusive ? 8192 : 0,
+              &selector) != 0) {
+        puts(strerror(errno));
         return 4;
     }
     ready();
@@ -303,7 +308,7 @@ main(int argc, char **argv)
         return traced();
     }
     if (strcmp(kind, "dispatching") == 0) {
-        return dispatching();
+        return dispatching(argc > 2);
     }
     return 5;
 }
