@@ -117,6 +117,8 @@ inject_from_process(struct injection *in)
         return -errno;
     }
     in->own_process = true;
+    /* Until it says otherwise. */
+    in->error = inject_fail(in->out, INJECT_CALL, EINTR, "the helper process was killed");
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel); /* the helper would obey it as if it were us */
     helper = clone(helper_process, stack + HELPER_STACK, flags, in);
     if (helper < 0) {
@@ -167,9 +169,17 @@ inject_from_thread(struct injection *in)
     return 0;
 }
 
+/* By Yama, perhaps; a process in the middle of an execve refuses everybody, and only for now. */
+static bool
+is_refusal(const struct injection *in)
+{
+    return in->error == -EPERM && in->out->stage == INJECT_SEIZE;
+}
+
 static int
 inject_once(pid_t pid, long flags, struct inject_result *out)
 {
+    const struct timespec pause = {.tv_nsec = 2000000};
     struct inject_target target;
     struct injection in = {.target = &target, .out = out, .flags = flags};
     sigset_t all, before;
@@ -182,10 +192,12 @@ inject_once(pid_t pid, long flags, struct inject_result *out)
     }
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    /* Until it says otherwise. */
-    in.error = inject_fail(out, INJECT_CALL, EINTR, "the helper process was killed");
     error = inject_from_process(&in);
-    if (error == 0 && in.error == -EPERM && out->stage == INJECT_SEIZE) {
+    if (error == 0 && is_refusal(&in)) {
+        nanosleep(&pause, NULL);
+        error = inject_from_process(&in);
+    }
+    if (error == 0 && is_refusal(&in)) {
         error = inject_from_thread(&in);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);

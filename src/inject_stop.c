@@ -34,12 +34,15 @@ is_event_stop(int stop)
 /*
  * What the target stands still for (a signal, event << 8), 0 while it runs, -ESRCH when it is dying. Only
  * looked at (WNOWAIT): where the target is a child of this very process, its exit status is for somebody
- * else. A waitpid(-1) in another thread may consume the news of a stop, so the target itself is asked too.
+ * else. A waitpid(-1) in another thread may consume the news of a stop, so the target itself is asked too;
+ * and whether it is traced at all: a child stays one when another of its threads calls execve, but then
+ * that thread has taken over its number, and is nobody's tracee.
  */
 static int
 look(const struct injection *in)
 {
     const pid_t tid = in->target->tid;
+    const int status_fd = in->target->status_fd;
     siginfo_t info;
 
     info.si_pid = 0;
@@ -49,10 +52,13 @@ look(const struct injection *in)
     if (info.si_pid == tid) {
         return info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED ? info.si_status : -ESRCH;
     }
-    if (!in->own_process && trace(PTRACE_GETSIGINFO, tid, 0, &info) == 0) {
+    if (in->own_process) {
+        return 0;
+    }
+    if (trace(PTRACE_GETSIGINFO, tid, 0, &info) == 0) {
         return info.si_code == SYSCALL_STOP || is_event_stop(info.si_code) ? info.si_code : info.si_signo;
     }
-    return 0;
+    return inject_status_field(status_fd, "TracerPid:") == syscall(SYS_gettid) ? 0 : -ESRCH;
 }
 
 /* What look() says once it is not 0, or -ETIMEDOUT. SIGCHLD is blocked: it stays until it is waited for. */

@@ -271,6 +271,38 @@ def test_a_process_that_executes_itself_all_the_time():
     assert refusals <= {(errno.EBUSY, "vdso"), (errno.EOPNOTSUPP, "vdso"), (errno.EFAULT, "vdso")}
 
 
+def test_a_child_traced_from_a_thread_while_another_of_its_threads_executes(monkeypatch):
+    """Its number then is that thread's, which is our child, but not traced: nothing more is to come."""
+    library, reason = injection.compiled("no_helper", "-shared", "-fPIC")
+    if library is None:
+        pytest.skip(reason)
+    program = injection.program("odd")
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    monkeypatch.setenv("LD_PRELOAD", f"{preloaded}:{library}".lstrip(":"))
+    attempts = children.run(
+        """
+        import errno, os, select, subprocess, sys
+        from pagemap import _pagemap
+        from pagemap.process import Descriptor
+        del os.environ["LD_PRELOAD"]
+        target = subprocess.Popen([sys.argv[1], "handing_over", "600"], stdout=subprocess.PIPE,
+                                  stdin=subprocess.PIPE)
+        attempts = 0
+        while not select.select([target.stdout], [], [], 0)[0]:
+            attempts += 1
+            try:
+                _pagemap.inject_userfaultfd(target.pid, _pagemap.UFFD_USER_MODE_ONLY, Descriptor())
+            except OSError as error:
+                assert error.errno != errno.ETIMEDOUT, error
+        assert target.communicate()[0] == b"ready\\n" and target.returncode == 0
+        print(attempts)
+        """,
+        program,
+        limit=20,
+    )
+    assert int(attempts) > 0
+
+
 def test_this_process_sees_no_signal_and_no_child():
     children.run(
         """

@@ -255,6 +255,32 @@ dispatched(int signal)
     count++;
 }
 
+static void *
+execute_soon(void *argv)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    now = (struct timespec){.tv_nsec = 200000 + now.tv_nsec * 7919 % 2000000};
+    nanosleep(&now, NULL);
+    executing(argv);
+    _exit(2);
+}
+
+/* The same out of a second thread, which thereby becomes the main thread. */
+static int
+handing_over(char **argv)
+{
+    pthread_t thread;
+
+    if (atoi(argv[2]) == 0) {
+        return executing(argv);
+    }
+    pthread_create(&thread, NULL, execute_soon, argv);
+    for (;;) {
+    }
+}
+
 /* System calls are handed to a SIGSYS handler, as under Wine: one at the end, to see that it still is so. */
 static int
 dispatching(bool inclusive)
@@ -300,6 +326,9 @@ main(int argc, char **argv)
     }
     if (strcmp(kind, "executing") == 0) {
         return executing(argv);
+    }
+    if (strcmp(kind, "handing_over") == 0) {
+        return handing_over(argv);
     }
     if (strcmp(kind, "restartable") == 0) {
         return restartable();
