@@ -17,8 +17,11 @@
  *
  * What cannot be hidden from the target: for some microseconds a descriptor number is taken, which another of
  * its threads may see, and a child that such a thread forks just then inherits; a set-user-id program that
- * the borrowed thread executes between PTRACE_SEIZE and its stop starts without the rights; and waits with a
- * time limit that answer every stop with EINTR (signal(7): epoll_wait, sigtimedwait) do so here.
+ * the borrowed thread executes between PTRACE_SEIZE and its stop starts without the rights; waits with a
+ * time limit that answer every stop with EINTR (signal(7): epoll_wait, sigtimedwait, semtimedop,
+ * io_getevents, io_uring_enter, a socket under SO_RCVTIMEO) do so here, and on aarch64 those of them without
+ * a limit, too; and a call that has done a part of its work (a write of 1 MiB to a pipe, io_getevents)
+ * returns that part.
  */
 #include "inject_private.h"
 

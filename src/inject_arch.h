@@ -62,6 +62,9 @@ arch_call_result(const arch_regs *regs)
     return (long)regs->rax;
 }
 
+#define ENTER_GETEVENTS (1U << 0) /* IORING_ENTER_GETEVENTS */
+#define ENTER_EXT_ARG (1U << 3)   /* IORING_ENTER_EXT_ARG, Linux 5.11 */
+
 /*
  * A thread stopped inside a system call shows orig_rax, and in rax a restart code that the kernel acts
  * on when the thread leaves: restored as they were, nanosleep, poll, futex or read go on as after any
@@ -88,6 +91,18 @@ arch_restart_wait(arch_regs *regs)
         break;
     case SYS_rt_sigtimedwait:
         endless = regs->rdx == 0;
+        break;
+    case SYS_semop:
+        endless = true;
+        break;
+    case SYS_semtimedop:
+        endless = regs->r10 == 0;
+        break;
+    case SYS_io_getevents:
+        endless = regs->r8 == 0;
+        break;
+    case SYS_io_uring_enter: /* EINTR: nothing was submitted; EXT_ARG may bring a limit */
+        endless = (regs->r10 & ENTER_GETEVENTS) != 0 && (regs->r10 & ENTER_EXT_ARG) == 0;
         break;
     default:
         break;
