@@ -36,6 +36,18 @@
 
 #define HELPER_STACK ((size_t)256 * 1024)
 
+/* A thread of another policy (SCHED_FIFO, say) keeps an ordinary one from its processor for as long as it
+ * likes. */
+static bool
+shares_its_processor(pid_t tid)
+{
+    const int policy = sched_getscheduler(tid);
+
+    return policy >= 0 &&
+           ((policy & ~SCHED_RESET_ON_FORK) == SCHED_OTHER ||
+            (policy & ~SCHED_RESET_ON_FORK) == SCHED_BATCH || (policy & ~SCHED_RESET_ON_FORK) == SCHED_IDLE);
+}
+
 /*
  * On the target's own processor: then the one goes to sleep as the other wakes up, without interrupts
  * between processors (tens of microseconds in a virtual machine), and the target's turn is the tracer's.
@@ -74,7 +86,11 @@ inject(struct injection *in)
     const struct inject_target *target = in->target;
     const uintptr_t options = PTRACE_O_TRACESYSGOOD;
 
-    join_processor(target);
+    const bool shares = shares_its_processor(target->tid);
+
+    if (shares) {
+        join_processor(target);
+    }
     if (trace(PTRACE_SEIZE, target->tid, 0, (void *)options) != 0) {
         in->error = seize_refused(in, errno);
         return;
@@ -87,8 +103,11 @@ inject(struct injection *in)
     in->error = inject_stop(in);
     if (in->error == 0) {
         in->error = inject_stopped(in);
-        trace(PTRACE_DETACH, target->tid, 0, NULL);
         in->out->stopped_ns = inject_now_ns() - in->running_at;
+        trace(PTRACE_DETACH, target->tid, 0, NULL);
+        if (shares) { /* else it may be a second until this thread has its turn again */
+            in->out->stopped_ns = inject_now_ns() - in->running_at;
+        }
     }
 }
 

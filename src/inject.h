@@ -25,8 +25,9 @@ enum inject_stage {
 };
 
 struct inject_result {
-    int fd;                  /* the target's userfaultfd, open in this process, close-on-exec */
-    int64_t stopped_ns;      /* how long the borrowed thread stood still: never less than the truth */
+    int fd;             /* the target's userfaultfd, open in this process, close-on-exec */
+    int64_t stopped_ns; /* how long the borrowed thread stood still: never less than the truth, but for the
+                         * last microsecond of a real-time thread */
     enum inject_stage stage; /* after a failure */
     const char *why;         /* the same in words */
 };

@@ -7,6 +7,7 @@ import os
 import random
 import select
 import signal
+import statistics
 import threading
 import time
 from pathlib import Path
@@ -48,6 +49,32 @@ def _meanwhile(action):
         thread.join()
     if failures:
         raise failures[0]
+
+
+def test_a_real_time_thread_does_not_keep_the_tracer_from_its_processor():
+    """The kernel lets ordinary threads have a twentieth of each second there."""
+    processors = sorted(os.sched_getaffinity(0))
+    throttle = Path("/proc/sys/kernel/sched_rt_runtime_us")
+    if len(processors) < 2:
+        pytest.skip("one processor")
+    if not throttle.exists() or int(throttle.read_text()) < 0:
+        pytest.skip("real-time threads are not limited here")
+    with injection.start("busy", 1) as target:
+        os.sched_setaffinity(target.pid, processors[-1:])
+        try:
+            os.sched_setscheduler(target.pid, os.SCHED_FIFO, os.sched_param(1))
+        except PermissionError:
+            pytest.skip("real-time scheduling needs CAP_SYS_NICE")
+        times = []
+        for _ in range(5):
+            time.sleep(0.1)
+            begin = time.monotonic()
+            stopped = injection.inject(target.pid)[0]
+            times.append(time.monotonic() - begin)
+            assert stopped < 1e9 * times[-1]
+        os.sched_setscheduler(target.pid, os.SCHED_OTHER, os.sched_param(0))
+        assert injection.end(target)[1] == 0
+    assert statistics.median(times) < 0.2, times
 
 
 @pytest.mark.parametrize("threads", [1, 4])
