@@ -32,6 +32,11 @@ VMA_DTYPE = np.dtype(
 """start, end, offset: bytes; inode, dev: as in os.stat(); prot: PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4."""
 
 
+def printable(text: str) -> str:
+    """A name that somebody else chose, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Vma(NamedTuple):
     """One VMA: start, end, offset in bytes, end exclusive; prot: PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4."""
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from . import analysis, regions
 from ._sweep import I64
 from .categories import PAGE_SIZE
-from .maps import VmaTable
+from .maps import VmaTable, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def title_of(source: Any, what: str) -> str:
     meta = getattr(source, "metadata", None)
     if meta is None:
         return what
-    return f"{meta.name or 'process'} {meta.pid} on {meta.host}: {what}"
+    return printable(f"{meta.name or 'process'} {meta.pid} on {meta.host}: {what}")
 
 
 def is_resident(source: Any) -> bool:
@@ -65,7 +65,7 @@ def label_of(vma: Any) -> str:
     """What people know a VMA by; anonymous memory by its address."""
     if not vma.name:
         return f"anon {vma.start:x}"
-    return os.path.basename(vma.name) if vma.name.startswith("/") else str(vma.name)
+    return printable(os.path.basename(vma.name) if vma.name.startswith("/") else str(vma.name))
 
 
 def shortened(text: str, length: int = 26) -> str:

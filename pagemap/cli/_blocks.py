@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.text import Text
 
 from pagemap import analysis, plot
-from pagemap.maps import VmaTable
+from pagemap.maps import VmaTable, printable
 
 from ._output import size
 from ._series import seconds
@@ -107,6 +107,6 @@ def names_of_rows(axes: analysis.HeatAxes, vmas: VmaTable, rows: int) -> list[st
         overlaps = [(min(high, end) - max(low, begin), label) for begin, end, label in found]
         share, label = max(overlaps, default=(0, ""))
         label = label if share > 0 else ""
-        names.append(plot.shortened(label, NAMES) if label != before else "")
+        names.append(plot.shortened(printable(label), NAMES) if label != before else "")
         before = label
     return names

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pagemap import PAGE_SIZE, Category
+from pagemap.maps import printable
 
 from ._params import label
 
@@ -38,11 +39,6 @@ def console(stream: TextIO | None = None) -> Console:
         markup=False,
         emoji=False,
     )
-
-
-def printable(text: str) -> str:
-    """A name that somebody else chose, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(nbytes: float) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pagemap.maps import printable
+
 from ._group import Failure, Unsupported
 
 if TYPE_CHECKING:
-    from pagemap.maps import Vma
     from pagemap.trace import Recording, Trace
 
 _UNITS = {
@@ -69,11 +69,16 @@ def choose_one(path: str | Path, pid: int | None) -> Recording:
     chosen = max(recordings, key=lambda r: (r.timing.samples, r.metadata.begin_ns))
     if len(recordings) > 1:
         click.echo(
-            f"{path} has {len(recordings)} recordings: this is the longest, process {chosen.pid}"
-            f" ({chosen.name}) on {chosen.host}; --pid chooses",
+            f"{path} has {len(recordings)} recordings: this is the longest, {process_of(chosen)};"
+            " --pid chooses",
             err=True,
         )
     return chosen
+
+
+def process_of(recording: Recording) -> str:
+    """Whose recording: "redis-server 1234 on web1", printable."""
+    return printable(f"{recording.name or 'process'} {recording.pid} on {recording.host}")
 
 
 def seconds(ns: float) -> str:
@@ -93,10 +98,3 @@ def seconds(ns: float) -> str:
         value, unit = value / 60, "min"
     text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{text} {unit}"
-
-
-def vma_name(vma: Vma) -> str:
-    """What people know a VMA by: its file's or the kernel's name, "anonymous" for none."""
-    if not vma.name:
-        return "anonymous"
-    return os.path.basename(vma.name) if vma.name.startswith("/") else vma.name

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pagemap import analysis, regions
+from pagemap.maps import printable
 from pagemap.query import category_names
 
 from ._output import size
-from ._series import seconds
+from ._series import process_of, seconds
 
 if TYPE_CHECKING:
     from pagemap.trace import Recording
@@ -67,7 +68,7 @@ def summarize(recording: Recording) -> Summary:
 
 def title(recording: Recording) -> str:
     what = "written" if recording.metadata.kind == "dirty" else "resident"
-    return f"{recording.name or 'process'} {recording.pid} on {recording.host}: pages {what} over time"
+    return f"{process_of(recording)}: pages {what} over time"
 
 
 def origin(recording: Recording) -> list[tuple[str, str]]:
@@ -75,8 +76,11 @@ def origin(recording: Recording) -> list[tuple[str, str]]:
     started = datetime.fromtimestamp(meta.begin_ns / 1e9, UTC)
     n = len(timeline.time_ns)
     facts = [
-        ("command", " ".join(meta.command) or "(kernel thread, or gone)"),
-        ("recorded", f"{started:%Y-%m-%d %H:%M:%S} UTC, {meta.kernel}; ended: {recording.ended}"),
+        ("command", printable(" ".join(meta.command)) or "(kernel thread, or gone)"),
+        (
+            "recorded",
+            f"{started:%Y-%m-%d %H:%M:%S} UTC, {printable(meta.kernel)}; ended: {printable(recording.ended)}",
+        ),
         (
             "samples",
             f"{n} in {seconds(timeline.end_ns - meta.begin_ns)}, one each {seconds(meta.interval_ns)}",
@@ -233,7 +237,7 @@ def vma_row(vma: Any, pages: int, writes: int, total: int, samples: int, page: i
         f"{pages / length:.0%}",
         share(writes, total),
         share(writes, pages * samples),
-        vma.name or "anonymous",
+        printable(vma.name) or "anonymous",
     )
 
 

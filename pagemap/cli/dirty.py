@@ -19,8 +19,9 @@ from rich.text import Text
 
 from pagemap import PAGE_SIZE, DirtyTracker, Tracker, regions
 from pagemap.attach import attach
+from pagemap.maps import printable
 
-from ._output import console, new_table, pages, printable, size
+from ._output import console, new_table, pages, size
 from ._params import ProcessId
 from ._series import Duration
 from .scan import program_name
@@ -118,7 +119,7 @@ def as_record(each: Round) -> dict[str, Any]:
 
 def watch(tracker: Tracker, interval: float, count: int | None) -> None:
     out = console()
-    program = f"{printable(program_name(tracker.pid))} ({tracker.pid})"
+    program = f"{program_name(tracker.pid)} ({tracker.pid})"
     total, begin = 0, time.monotonic()
     by_vma: dict[tuple[int, str], int] = {}
     stopped = tracker.stopped_us

@@ -9,7 +9,7 @@ import click
 
 from ._group import Unsupported
 from ._output import console
-from ._series import choose_one
+from ._series import choose_one, process_of
 
 
 @click.command(
@@ -58,4 +58,4 @@ def command(trace: str, output: Path | None, pid: int | None, lines: int) -> Non
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--output") from error
     count = recording.timing.samples
-    click.echo(f"{output}: {recording.name} {recording.pid}, {count} sample{'s' * (count != 1)}")
+    click.echo(f"{output}: {process_of(recording)}, {count} sample{'s' * (count != 1)}")

@@ -17,6 +17,7 @@ from rich.status import Status
 from pagemap import Category, PageMap, Query, features, regions
 from pagemap.attach import attach
 from pagemap.errors import UnsupportedError
+from pagemap.maps import printable
 
 from ._child import Child
 from ._group import Unsupported
@@ -180,9 +181,9 @@ def tell(out: Any, output: str, directory: str) -> None:
     mean = timing.late_sum_ns / max(timing.samples, 1)
     length = seconds(recording.timeline.end_ns - recording.metadata.begin_ns)
     out.print(
-        f"{output}: process {recording.pid} ({recording.name}),"
+        f"{output}: process {recording.pid} ({printable(recording.name)}),"
         f" {timing.samples} sample{'s' * (timing.samples != 1)} in {length},"
-        f" {size(files)}; ended: {recording.ended}"
+        f" {size(files)}; ended: {printable(recording.ended)}"
     )
     if not timing.samples:
         interval = seconds(recording.metadata.interval_ns)

@@ -13,8 +13,9 @@ import click
 import numpy.typing as npt
 
 from pagemap import PAGE_SIZE, Category, PageMap, Query, VmaTable, features, regions
+from pagemap.maps import printable
 
-from ._output import console, pages, pages_table, printable, size
+from ._output import console, pages, pages_table, size
 from ._params import Address, CategoryName, ProcessId, combined, label
 
 DEFAULT_ORDER = (
@@ -63,10 +64,10 @@ def query_of(categories: Category, engine: str) -> Query:
 
 
 def program_name(pid: int) -> str:
-    """The name in /proc/PID/comm; "?" where that has gone."""
+    """The name in /proc/PID/comm, printable; "?" where that has gone."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="surrogateescape") as comm:
-            return comm.read().rstrip("\n")
+            return printable(comm.read().rstrip("\n"))
     except OSError:
         return "?"
 
@@ -229,7 +230,7 @@ def print_table(picture: Picture, rows: list[tuple[Any, Any]], limit: int, wante
     filled = sorted((row for row in rows if row[1]["pages"]), key=lambda row: -int(row[1]["pages"]))
     listed = filled[: limit or None]
     out = console()
-    program = printable(program_name(picture.pid))
+    program = program_name(picture.pid)
     out.print(
         f"Process {picture.pid} ({program}), engine {picture.engine}: {pages(total)}"
         f" in {len(filled)} of {len(rows)} VMAs\n"

@@ -12,7 +12,7 @@ from pagemap.attach import attach
 
 from ._output import console
 from ._params import ProcessId
-from ._series import Duration, choose
+from ._series import Duration, choose, process_of
 from ._summary import working_set
 
 
@@ -54,7 +54,7 @@ def sources(
     """(title, series) of a process that is looked at now, or of the recordings of a trace."""
     if not what.isdigit():
         recordings = choose(what, pid)
-        return [(f"{r.name} {r.pid} on {r.host}", r) for r in recordings]
+        return [(process_of(r), r) for r in recordings]
     number = ProcessId().convert(what, None, None)
     if duration < interval or interval <= 0:
         raise click.UsageError("--duration must be --interval or more, which must be positive")
