@@ -1,7 +1,15 @@
 """What the command line prints where: names that others chose, narrow terminals, readers that go."""
 
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import shlex
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -80,3 +88,67 @@ def test_what_others_chose_is_escaped_in_traces(evil, recorded, tmp_path):
         assert done.returncode == 0
         assert SHOWN[:12] in done.stdout + done.stderr, arguments
         assert ESCAPE not in done.stdout + done.stderr, arguments
+
+
+def on_a_terminal(*args, columns):
+    """The lines that a command prints on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    hidden = ("COLUMNS", "LINES")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, args)], stdout=theirs, stderr=theirs, stdin=theirs, env=environment
+    )
+    os.close(theirs)
+    output = b""
+    with contextlib.suppress(OSError):  # EIO: the other side is closed
+        while chunk := os.read(ours, 65536):
+            output += chunk
+    os.close(ours)
+    assert process.wait(60) == 0
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode()).replace("\r", "\n")
+    return [line.rstrip() for line in plain.splitlines()]
+
+
+def test_top_fits_a_narrow_terminal(evil):
+    lines = on_a_terminal("top", "-n", "1", "--limit", "0", columns=80)
+    head = next(line for line in lines if "resident" in line)
+    assert head.split() == ["pid", "resident", "huge", "swapped", "written/s", "user", "name"]
+    row = next(line for line in lines if line.split()[:1] == [str(evil)])
+    assert re.search(r"(6|7)\d(\.\d)? MiB", row)
+    assert "x\\x1b]0" in row
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_dirty_fits_a_narrow_terminal(evil):
+    lines = on_a_terminal("dirty", evil, "-n", "1", "-i", "100ms", columns=80)
+    head = next(line for line in lines if "pages/s" in line)
+    assert head.split() == ["pages/s", "MiB/s", "total", "of", "address", "name"]
+    row = next(line for line in lines if line.endswith(SHOWN[-12:]))
+    assert re.search(r"\d+ +\d+\.\d +(\d[\d.]*|-) KiB +4 KiB +[0-9a-f]{9,} +…", row)
+    assert all(len(line) <= 80 for line in lines if "attached" not in line)
+
+
+@pytest.mark.parametrize("what", ["doctor", "scan", "dirty", "top", "-h", "--version"])
+def test_a_reader_that_goes(evil, what):
+    """As `| head -1` does, but surely before the last line."""
+    arguments = {"scan": [evil], "dirty": [evil, "-i", "50ms"]}.get(what, [])
+    process = subprocess.Popen(
+        [*COMMAND, what, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(60) == 141
+
+
+@pytest.mark.parametrize("what", [["doctor"], ["scan", "self"], ["--version"], ["-h"], ["scan", "-h"]])
+def test_a_full_or_closed_output(what):
+    command = shlex.join([*COMMAND, *what])
+    for where, says in ((">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")):
+        done = subprocess.run(
+            ["sh", "-c", f"{command} {where}"], stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (1, f"Error: {says}\n"), where
+    done = subprocess.run(["sh", "-c", f"{command} <&- 2>&-"], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0

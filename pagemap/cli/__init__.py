@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 EXIT_UNSUPPORTED = 3
@@ -23,6 +24,30 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(EXIT_UNSUPPORTED) from None
+    open_streams()
     from ._group import cli
 
-    cli(prog_name="pagemap")
+    try:
+        cli(prog_name="pagemap")
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # What is still buffered must not be tried again at exit, whose code would be 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_streams() -> None:
+    """Puts something in the place of standard streams that are closed.
+
+    A file that is opened next would have their number, and what is printed would go there. Writing to
+    the standard output that was closed remains an error: EBADF.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            flags = os.O_WRONLY if name == "stderr" else os.O_RDONLY
+            null = os.open(os.devnull, flags)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115

@@ -7,13 +7,16 @@ what is heavy (matplotlib, pyarrow) is imported inside its functions.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
+from click.exceptions import Exit
 
 from pagemap.errors import UnsupportedError
 
@@ -51,21 +54,30 @@ class Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with errors_as_messages():  # --help and --version print here
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with errors_as_messages():
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
-        except BrokenPipeError:
-            # The reader has gone. What is still buffered must not be written at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(EXIT_BROKEN_PIPE)
-        except KeyboardInterrupt:
-            ctx.exit(EXIT_INTERRUPTED)
-        except UnsupportedError as error:
-            raise Unsupported(describe(error)) from error
-        except OSError as error:
-            raise Failure(describe(error)) from error
+
+
+@contextlib.contextmanager
+def errors_as_messages() -> Iterator[None]:
+    """What goes wrong in here ends the command with a message, or with the code of a signal."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise Exit(EXIT_BROKEN_PIPE) from None  # the reader has gone
+    except KeyboardInterrupt:
+        raise Exit(EXIT_INTERRUPTED) from None
+    except UnsupportedError as error:
+        raise Unsupported(describe(error)) from error
+    except OSError as error:
+        raise Failure(describe(error)) from error
 
 
 def describe(error: OSError) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -23,6 +26,13 @@ GAP = 2
 MIN_NAME = 16
 
 
+class PipedConsole(Console):
+    """A console that leaves a reader who has gone to the group: rich's own ends with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def console(stream: TextIO | None = None) -> Console:
     """A console on stdout (or `stream`): colours and a terminal's width on a terminal; neither in a pipe."""
     file = sys.stdout if stream is None else stream
@@ -31,7 +41,7 @@ def console(stream: TextIO | None = None) -> Console:
         # A file name that is not UTF-8 must not end the program.
         reconfigure(errors="backslashreplace")
     terminal = file.isatty()
-    return Console(
+    return PipedConsole(
         file=file,
         force_terminal=terminal,
         width=None if terminal else _WIDE,
@@ -70,6 +80,23 @@ def progress() -> Progress:
     return Progress(console=console(sys.stderr), transient=True, disable=not sys.stderr.isatty())
 
 
+def room_for_name(rows: Iterable[Sequence[str]], width: int) -> int:
+    """What is left of `width` for a table's last column, beside these cells (and the headings)."""
+    columns = zip(*rows, strict=True)
+    return max(width - sum(max(map(cell_len, column)) + GAP for column in columns), MIN_NAME)
+
+
+def fitted(name: str, room: int) -> str:
+    """A name cut to `room` columns: a path keeps its end, anything else its beginning."""
+    if cell_len(name) <= room:
+        return name
+    if not name.startswith("/"):
+        return set_cell_size(name, room - 1).rstrip() + "…"
+    while cell_len(name) > room - 1:
+        name = name[1:]
+    return f"…{name}"
+
+
 def pages_table(
     lead: Sequence[str],
     rows: Iterable[tuple[Sequence[str], Any, str]],
@@ -91,15 +118,13 @@ def pages_table(
     texts, by_category = total
     sums = [*texts, *(pages(by_category[category]) for category in categories)]
 
-    columns = zip(headings, sums, *(cells for cells, _ in body), strict=True)
-    room = max(width - sum(max(map(len, column)) + GAP for column in columns), MIN_NAME)
+    room = room_for_name([headings, sums, *(cells for cells, _ in body)], width)
     table = new_table()
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("name", overflow="fold")
     for cells, name in body:
-        short = f"…{name[1 - room :]}" if name.startswith("/") and len(name) > room else name
-        table.add_row(*cells, Text(short))
+        table.add_row(*cells, Text(fitted(name, room) if name.startswith("/") else name))
     table.add_section()
     table.add_row(*sums, Text("total"), style="bold")
     return table

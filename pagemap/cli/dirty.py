@@ -21,7 +21,7 @@ from pagemap import PAGE_SIZE, DirtyTracker, Tracker, regions
 from pagemap.attach import attach
 from pagemap.maps import printable
 
-from ._output import console, new_table, pages, size
+from ._output import console, fitted, new_table, pages, room_for_name, size
 from ._params import ProcessId
 from ._series import Duration
 from .scan import program_name
@@ -134,7 +134,7 @@ def watch(tracker: Tracker, interval: float, count: int | None) -> None:
                     by_vma[start, name] = by_vma.get((start, name), 0) + written
                 if live is not None:
                     room = max(out.height - AROUND_TABLE, 1)
-                    live.update(picture(each, by_vma, total, room), refresh=True)
+                    live.update(picture(each, by_vma, total, room, out.width), refresh=True)
                 else:
                     hottest = (f"  {shown(vma[2])} {pages(vma[3])}" for vma in each.vmas[:3])
                     out.print(rate(each), *hottest, sep="")
@@ -171,24 +171,25 @@ def untracked(tracker: Tracker) -> list[str]:
     ]
 
 
-def picture(each: Round, by_vma: dict[tuple[int, str], int], total: int, room: int) -> Table:
+def picture(each: Round, by_vma: dict[tuple[int, str], int], total: int, room: int, width: int) -> Table:
     """The hottest `room` VMAs of a round, what the others make together, and all."""
+    headings = ["pages/s", "MiB/s", "total", "of", "address"]
+    body = [
+        [*rates(written, each.seconds), pages(by_vma[start, name]), size(end - start), f"{start:x}"]
+        for start, end, name, written in each.vmas[:room]
+    ]
+    sums = [*rates(each.pages, each.seconds), pages(total), "", ""]
+    left = room_for_name([headings, *body, sums], width)
     table = new_table()
-    for heading in ("pages/s", "MiB/s", "total", "of", "address"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     table.add_column("name", no_wrap=True)
-    for start, end, name, written in each.vmas[:room]:
-        table.add_row(
-            *rates(written, each.seconds),
-            pages(by_vma[start, name]),
-            size(end - start),
-            f"{start:x}",
-            Text(shown(name)),
-        )
+    for cells, vma in zip(body, each.vmas, strict=False):
+        table.add_row(*cells, Text(fitted(shown(vma[2]), left)))
     others = each.vmas[room:]
     if others:
         rest = rates(sum(vma[3] for vma in others), each.seconds)
         table.add_row(*rest, "", "", "", Text(f"{len(others)} more VMAs", style="dim"))
     table.add_section()
-    table.add_row(*rates(each.pages, each.seconds), pages(total), "", "", Text("all"), style="bold")
+    table.add_row(*sums, Text("all"), style="bold")
     return table

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import click
 import numpy as np
+from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from pagemap import PAGE_SIZE, Category, PageMap, Query, Tracker, features, regions
 from pagemap.attach import attach
 
-from ._output import console, new_table, pages, size
+from ._output import console, fitted, new_table, pages, room_for_name, size
 from ._series import Duration
 from .scan import program_name
 
@@ -34,6 +34,9 @@ class Row:
     swapped: int
     dirty: float | None
 
+
+MAX_USER = 12
+"""Columns for the name of a user."""
 
 SORTS = {
     "resident": lambda row: (row.resident, row.pid),
@@ -56,7 +59,7 @@ Examples:
 \b
 Processes that one may not look at are counted, not shown: sudo shows all. The
 dirty rate needs --attach: tracking costs the process about a microsecond for each
-page that it writes in an interval..""",
+page that it writes in an interval.""",
 )
 @click.option("-i", "--interval", type=Duration(), default="2s", show_default=True, help="Between two looks.")
 @click.option("-n", "--iterations", type=click.IntRange(min=1), help="End after so many looks.")
@@ -90,7 +93,7 @@ def command(
             now = time.monotonic()
             rows, hidden = look(trackers, now - before)
             before = now
-            table = picture(sorted(rows, key=SORTS[sort], reverse=True), limit, hidden)
+            table = picture(sorted(rows, key=SORTS[sort], reverse=True), limit, hidden, out.width)
             if live is not None:
                 live.update(table, refresh=True)
             else:
@@ -156,26 +159,28 @@ def user_of(pid: int) -> str:
         return str(uid)
 
 
-def picture(rows: list[Row], limit: int, hidden: int) -> Table:
-    table = new_table()
-    for heading in ("pid", "resident", "huge", "swapped", "written/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("user", no_wrap=True)
-    table.add_column("name", no_wrap=True)
-    for row in rows[: limit or None]:
-        dirty = "" if row.dirty is None else f"{size(row.dirty)}/s"
-        table.add_row(
+def picture(rows: list[Row], limit: int, hidden: int, width: int) -> Group:
+    headings = ["pid", "resident", "huge", "swapped", "written/s", "user"]
+    body = [
+        [
             str(row.pid),
             pages(row.resident),
             pages(row.huge),
             pages(row.swapped),
-            dirty,
-            row.user,
-            Text(row.name),
-        )
+            "" if row.dirty is None else f"{size(row.dirty)}/s",
+            fitted(row.user, MAX_USER),
+        ]
+        for row in rows[: limit or None]
+    ]
+    room = room_for_name([headings, *body], width)
+    table = new_table()
+    for heading in headings[:-1]:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 7))
+    table.add_column("user", no_wrap=True, min_width=len("user"))
+    table.add_column("name", no_wrap=True)
+    for cells, row in zip(body, rows, strict=False):
+        table.add_row(*map(Text, cells), Text(fitted(row.name, room)))
     shown = f"{len(rows)} process{'es' * (len(rows) != 1)}" + (
         f", {hidden} more that this user may not look at" if hidden else ""
     )
-    table.add_section()
-    table.add_row("", "", "", "", "", "", Text(shown, style="dim"))
-    return table
+    return Group(table, Text(shown, style="dim"))
