@@ -301,6 +301,23 @@ def test_samples_that_are_left_out_are_counted(tmp_path, monkeypatch):
     assert timing.late_max_ns == 500_000_000 - 5 * 20_000_000
 
 
+def test_the_last_sample_is_at_the_end(tmp_path, monkeypatch):
+    """Where the duration is no multiple of the interval; the time from the last place on is no sample's."""
+    ends = []
+    for interval, duration in ((0.02, 0.05), (10, 3), (0.02, 0.04), (1, 0)):
+        with pagemap.PageMap() as pm:
+            clock = Time(monkeypatch, late_ns=1_000_000)
+            with trace.Recorder(pm, tmp_path / f"{interval} {duration}", interval=interval) as recorder:
+                begin = clock.now
+                recorder.run(duration, stop=clock)
+        recording = trace.open(recorder.directory).only()
+        assert recording.ended == "duration"
+        assert recording.timing.missed == 0
+        ends.append(((recording.timeline.time_ns - recording.metadata.begin_ns) // 10**6).tolist())
+        assert clock.now - begin == (duration * 10**9 + 1_000_000 if duration else 0)
+    assert ends == [[21, 41, 51], [3001], [21, 41], []]
+
+
 def test_a_slow_disk_makes_no_sample_late(tmp_path, monkeypatch, script):
     """While a part is written, others wait in memory, and become one when it is done."""
     given = [region_array((i, i + 1, 2)) for i in range(9)]

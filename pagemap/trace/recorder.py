@@ -174,7 +174,8 @@ class Recorder:
         """Samples at the interval for `duration` seconds (None: until the process ends, or `stop` is set).
 
         Samples are due on a grid from now on, so one that is late does not delay the next; places on the
-        grid that are over already are left out, and counted.
+        grid that are over already are left out, and counted. Where `duration` is no multiple of the
+        interval, the last one is due at its end.
         """
         stop = threading.Event() if stop is None else stop
         step = self.metadata.interval_ns
@@ -184,15 +185,19 @@ class Recorder:
         try:
             while True:
                 due = begin + tick * step if step else time.monotonic_ns()
-                if finish is not None and due > finish:
-                    self.close("duration")
-                    return
+                last = finish is not None and due > finish
+                if last and finish is not None:
+                    # The grid has no place at the end: what comes after its last one is a sample, too.
+                    if not step or finish <= max(self._last, begin):
+                        self.close("duration")
+                        return
+                    due = finish
                 if stop.wait(max(due - time.monotonic_ns(), 0) / SECOND):
                     self.sample()
                     self.close("stopped")
                     return
-                late = time.monotonic_ns() - due
-                behind = late // step if step else 0
+                late = max(time.monotonic_ns() - due, 0)
+                behind = late // step if step and not last else 0
                 if finish is not None and step:
                     behind = min(behind, (finish - due) // step)
                 found = self.sample(late_ns=late - behind * step, missed=behind)
