@@ -101,3 +101,78 @@ def test_a_signal_that_ended_it_is_passed_on_as_a_shell_would(tmp_path, need):
         record("-o", tmp_path, "--", "sh", "-c", "sleep 0.1; kill -KILL $$").returncode
         == 128 + signal.SIGKILL
     )
+
+
+def test_a_duration_below_the_interval(tmp_path, need):
+    need("wp_async")
+    done = record(
+        "-o", tmp_path, "-i", "10s", "-d", "0.7", "--", "sh", "-c", "sleep 0.3; echo there; sleep 3 >&- 2>&-"
+    )
+    assert (done.returncode, done.stdout) == (0, "there\n")
+    assert trace.open(tmp_path).only().timing.samples == 1
+
+
+def test_a_program_that_replaces_itself_between_two_samples_is_followed_at_once(tmp_path, need):
+    """Also where the interval is long: what the second writes in its first half second is seen."""
+    need("wp_async")
+    script = "import os, time; print(time.time_ns(), flush=True); os.execvp('sleep', ['sleep', '0.5'])"
+    for options in ([], ["--resident"]):
+        path = tmp_path / str(len(options))
+        done = record("-o", path, "-i", "10s", "-d", "0.6", *options, "--", sys.executable, "-c", script)
+        assert done.returncode == 0, done.stderr
+        first, second = trace.open(path)
+        assert second.name == "sleep"
+        assert first.ended == "exited"
+        assert second.metadata.begin_ns - int(done.stdout) < 150_000_000
+
+
+def interrupted(path, number, script):
+    """The exit code and stderr of `record -- sh -c SCRIPT`, where a signal goes to both, as on a terminal."""
+    command = [sys.executable, "-m", "pagemap", "record", "-o", path, "-i", "20ms", "--", "sh", "-c", script]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, errors = process.communicate(timeout=30)
+    return process.returncode, errors
+
+
+def test_ctrl_c_leaves_the_command_the_time_to_end(tmp_path, need):
+    need("wp_async")
+    script = f"trap 'sleep 0.5; touch {tmp_path}/done; exit 7' INT; echo ready; while :; do sleep 0.1; done"
+    code, errors = interrupted(tmp_path / "trace", signal.SIGINT, script)
+    assert (code, (tmp_path / "done").exists()) == (7, True), errors
+    assert "ended: stopped" in errors or "ended: exited" in errors
+
+
+def test_sigterm_ends_the_command_and_its_code_is_passed_on(tmp_path, need):
+    need("wp_async")
+    code, errors = interrupted(tmp_path / "trace", signal.SIGTERM, "echo ready; exec sleep 60")
+    assert code == 128 + signal.SIGTERM, errors
+    assert "now: pagemap report" in errors
+
+
+def test_a_full_disk(tmp_path, need):
+    """What was saved is said and can be read, the command is ended, and no half file stays."""
+    need("wp_async")
+    path = tmp_path / "small"
+    path.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", path]).returncode:
+        pytest.skip("needs root, and mount")
+    program = (
+        "import mmap, random, time\nm = mmap.mmap(-1, 1 << 26)\nwhile not time.sleep(0.01):\n"
+        "  for i in random.sample(range(1 << 14), 3000): m[i << 12] = 1\n"
+    )
+    try:
+        done = record("-o", path / "t", "-i", "20ms", "-d", "40", "--", sys.executable, "-c", program)
+        assert done.returncode == 1
+        assert "No space left on device (" in done.stderr
+        assert str(path / "t") in done.stderr
+        assert f"the command was ended; what was saved: pagemap report {path / 't'}" in done.stderr
+        assert not list(path.rglob(".*"))
+        recording = trace.open(path / "t").only()
+        assert recording.ended == "killed"
+        assert len(recording.timeline.time_ns) > 0
+    finally:
+        subprocess.run(["umount", path], check=True)

@@ -7,7 +7,9 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 
 from ._group import Failure
 
@@ -54,19 +56,59 @@ class Child:
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
-    def has_exited(self) -> bool:
-        """Whether it is over; a process's memory goes a moment before the process does."""
+    def has_exited(self, seconds: float = 0.001) -> bool:
+        """Whether it is over, at the latest in so many seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)
+            self._process.wait(seconds)
         return self.returncode is not None
 
-    def end(self) -> None:
-        """Terminates the command, and kills it where that takes too long."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            self.resume()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+    def end(self) -> bool:
+        """Terminates the command, and kills it where that takes too long; whether that was needed."""
+        if self._process.poll() is not None:
+            return False
+        self._process.terminate()
+        self.resume()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        return True
+
+
+class Stop(threading.Event):
+    """An event whose wait() also ends, with False, when a process gives up the memory that it has now.
+
+    That is when it exits, or replaces its program, which no notification tells. It is asked for all the
+    time, each time after 1% of the time it is looked at already, within 1 ms and 50 ms.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        """The signal that set it; 0 for none."""
+        self._memory: int | None = None
+        self._since = 0.0
+
+    @contextlib.contextmanager
+    def watching(self, pid: int) -> Iterator[None]:
+        """Looks at the memory that the process has now."""
+        self._memory, self._since = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY), time.monotonic()
+        try:
+            yield
+        finally:
+            os.close(self._memory)
+            self._memory = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self._memory is None or timeout is None:
+            return super().wait(timeout)
+        end = time.monotonic() + timeout
+        while True:
+            now = time.monotonic()
+            pause = min(max((now - self._since) / 100, 0.001), 0.05)
+            if super().wait(max(min(end - now, pause), 0)):
+                return True
+            # The file is that of the memory as it was opened: it is empty when that has gone.
+            if time.monotonic() >= end or not os.pread(self._memory, 8, 0):
+                return False

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,14 +18,17 @@ from pagemap.attach import attach
 from pagemap.errors import UnsupportedError
 from pagemap.maps import printable
 
-from ._child import Child
-from ._group import Unsupported
+from ._child import Child, Stop
+from ._group import Failure, Unsupported, describe
 from ._output import console, pages, size
 from ._params import ProcessId
 from ._series import Duration, open_trace, seconds
 
 if TYPE_CHECKING:
     from pagemap.trace import Recorder
+
+GRACE = 5.0
+"""Seconds that a command has after Ctrl-C."""
 
 
 @click.command(
@@ -42,8 +44,12 @@ Examples:
 
 \b
 A trace is a directory of Parquet files: host=HOST/pid=PID/*.parquet. Several
-recordings may share one. Ctrl-C ends a recording in good order; of one that was
-killed, all but the last second or 1% can be read.
+recordings may share one. Of one that was killed, all but the last second or 1%
+can be read.
+Ctrl-C and SIGTERM end a recording in good order, with code 0. A COMMAND, which
+Ctrl-C on a terminal reaches too, then has 5 seconds to end by itself before it is
+terminated; SIGTERM and --duration terminate it at once. The code is its own in
+any case, but 0 where --duration ended it.
 Dirty pages need ptrace rights for a moment (the same user and
 kernel.yama.ptrace_scope 0, or sudo); --resident needs less.""",
 )
@@ -70,7 +76,8 @@ def command(
     Each sample holds the pages that were written since the one before; with --resident, those that are
     resident or swapped.
     A COMMAND is seen from its first instruction on; a program that it replaces itself by (exec) from some
-    milliseconds on. Its exit code is passed on; 128 and the number of a signal that ended it.
+    milliseconds on, in a command that is older than 5 seconds from up to 50 on. Its exit code is passed on;
+    128 and the number of a signal that ended it.
     """
     from pagemap.trace.recorder import warmed_up
 
@@ -79,6 +86,7 @@ def command(
     except ImportError as error:
         raise Unsupported(str(error)) from error
     child = None
+    out = console(sys.stderr)
     if len(what) == 1 and (what[0] == "self" or what[0].isdigit()):
         pid = ProcessId().convert(what[0], None, None)
         if pid == os.getpid():
@@ -95,26 +103,39 @@ def command(
             while child is not None and why == "exited" and not child.has_exited():
                 # It has replaced itself by another program (a shell's exec, an interpreter's launcher).
                 left = None if duration is None else max(begin + duration - time.monotonic(), 0.0)
-                with contextlib.suppress(ProcessLookupError):
-                    directory, why = record_once(pid, output, interval, left, resident, stop)
+                try:
+                    directory, why = record_once(pid, output, interval, left, resident, stop, lambda: None)
+                except ProcessLookupError:
+                    pass  # its memory goes a moment before the process does
+                except PermissionError:
+                    if not child.has_exited(0.2):  # that, too, is said of a process that exits
+                        raise
+            if child is not None and stop.number == signal.SIGINT and not child.has_exited(GRACE):
+                out.print(f"process {pid} does not end at Ctrl-C, and is terminated")
+    except OSError as error:
+        if child is not None and child.end():
+            saved = f"; what was saved: pagemap report {output}" if os.path.isdir(output) else ""
+            raise Failure(f"{describe(error)}; the command was ended{saved}") from error
+        raise
     finally:
-        if child is not None:
-            child.end()
-    out = console(sys.stderr)
+        ended_by_us = child is not None and child.end()
     tell(out, output, directory)
     out.print(f"now: pagemap report {output}")
-    if child is not None and why == "exited":
+    if child is not None and not (ended_by_us and why == "duration"):
         code = child.returncode or 0
         click.get_current_context().exit(code if code >= 0 else 128 - code)
 
 
 @contextlib.contextmanager
-def stop_event() -> Iterator[threading.Event]:
+def stop_event() -> Iterator[Stop]:
     """An event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    stop = Stop()
+
+    def handle(number: int, frame: object) -> None:
+        stop.number = number
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -128,10 +149,14 @@ def record_once(
     interval: float,
     duration: float | None,
     resident: bool,
-    stop: threading.Event,
+    stop: Stop,
     ready: Callable[[], None] | None = None,
 ) -> tuple[str, str]:
-    """One recording: its directory, and why it ended. ready() is called when nothing is missed any more."""
+    """One recording: its directory, and why it ended.
+
+    ready: for a command. It is called when nothing is missed any more; that the command exits or replaces
+    its program is noticed before the next sample is due.
+    """
     from pagemap import trace
 
     wanted = Category.PRESENT | Category.SWAPPED
@@ -149,6 +174,7 @@ def record_once(
             on_sample = show_progress(status, pid)
         recorder = stack.enter_context(trace.Recorder(source, output, query=query, interval=interval))
         if ready is not None:
+            stack.enter_context(stop.watching(pid))
             ready()
         recorder.run(duration, stop=stop, on_sample=on_sample)
     return str(recorder.directory), recorder.ended or ""

@@ -27,7 +27,10 @@ Examples:
 \b
 A window's working set is the number of distinct pages written in it (Denning,
 1968), so it grows with the window; where it stops growing, the program has
-written all that it writes.""",
+written all that it writes.
+
+Ctrl-C ends the look at a process early, with code 0; before the first sample, with
+130.""",
 )
 @click.argument("what", default="pagemap.trace", metavar="PID|FILE")
 @click.option(

@@ -88,6 +88,7 @@ class Recorder:
         self._rows = 0
         self._writer = ThreadPoolExecutor(1, "pagemap-trace")
         self._writing: Future[None] | None = None
+        self._failed: BaseException | None = None
         self.ended: str | None = None
         self._known = vma_files.as_regions([], [])
         self._fresh_vmas = True
@@ -138,6 +139,8 @@ class Recorder:
         """
         if self.ended is not None:
             raise ValueError("this recorder is closed")
+        if self._failed is not None:
+            raise ValueError("this recorder could not write a part, and records no more") from self._failed
         now = max(time.monotonic_ns(), self._last + 1)
         found = self._pagemap.scan(self._query) if self._tracker is None else self._tracker.collect()
         self.timing.add(late_ns, time.monotonic_ns() - now, missed)
@@ -275,23 +278,34 @@ class Recorder:
         """Writes a file completely before it gets its name."""
         hidden = self.directory / f".{name}.{os.getpid()}"
         plain = ["start", "end", "categories"] if name.startswith("_") else ["start", "end"]
-        with open(hidden, "wb") as file:
-            self._arrow.parquet.write_table(
-                table,
-                file,
-                row_group_size=max(table.num_rows, 1),
-                compression="zstd",
-                use_dictionary=[column for column in table.column_names if column not in plain],
-                column_encoding={"start": "DELTA_BINARY_PACKED", "end": "DELTA_BINARY_PACKED"},
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(hidden, self.directory / name)
+        try:
+            with open(hidden, "wb") as file:
+                self._arrow.parquet.write_table(
+                    table,
+                    file,
+                    row_group_size=max(table.num_rows, 1),
+                    compression="zstd",
+                    use_dictionary=[column for column in table.column_names if column not in plain],
+                    column_encoding={"start": "DELTA_BINARY_PACKED", "end": "DELTA_BINARY_PACKED"},
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(hidden, self.directory / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                hidden.unlink()
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, os.strerror(error.errno), str(self.directory / name)) from error
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
-            writing.result()
+            try:
+                writing.result()
+            except BaseException as error:
+                self._failed = error
+                raise
 
     def close(self, ended: str = "stopped") -> None:
         """Writes what is left, as the last part, which says why the recording ended. Twice is once."""
@@ -299,6 +313,8 @@ class Recorder:
             return
         self.ended = ended
         try:
+            if self._failed is not None:
+                return  # a part is missing: none may follow it
             with contextlib.suppress(OSError):
                 self._set_vmas(self._pagemap.vmas())
             self._flush(ended)
