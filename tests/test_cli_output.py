@@ -152,3 +152,44 @@ def test_a_full_or_closed_output(what):
         assert (done.returncode, done.stderr) == (1, f"Error: {says}\n"), where
     done = subprocess.run(["sh", "-c", f"{command} <&- 2>&-"], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0
+
+
+HOLES = """
+import mmap, os, sys
+memory = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+print("ready", flush=True)
+sys.stdin.readline()
+os.execvp("sleep", ["sleep", "60"])
+"""
+
+
+def test_top_of_a_tracked_process(need):
+    """Its marks are no swap; where it replaces its program, it stays in the list."""
+    need("wp_async")
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    command = [*COMMAND, "top", "-n", "40", "-i", "100ms", "--attach", str(child.pid)]
+    with child:
+        child.stdout.readline()
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as top:
+                rows = (
+                    re.split("  +", line.strip())
+                    for line in top.stdout
+                    if line.split()[:1] == [str(child.pid)]
+                )
+                first = next(rows)
+                note = run("scan", child.pid).stdout
+                child.stdin.write("\n")
+                child.stdin.close()
+                *_, last = rows
+                assert top.wait(60) == 0
+        finally:
+            child.kill()
+    assert first[3] == "-"
+    assert first[4].endswith("/s")
+    assert (last[3], last[-1]) == ("-", "sleep")
+    assert not any("/s" in cell for cell in last)
+    assert "swapped includes marks where nothing is" in note

@@ -38,6 +38,8 @@ class Picture:
     categories: Category
     regions: npt.NDArray[Any]
     vmas: VmaTable
+    tracked: bool
+    """Whether somebody tracks its writes, and memory where nothing is counts as swapped therefore."""
 
     def rows(self, start: int, end: int | None) -> list[tuple[Any, Any]]:
         """(Vma, record of regions.by_vma) for each VMA that has a part in [start, end)."""
@@ -159,7 +161,7 @@ def command(
             found = pm.scan(query, start=start, end=end)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-        picture = Picture(pid, pm.engine, report, found, pm.vmas())
+        picture = Picture(pid, pm.engine, report, found, pm.vmas(), is_tracked(pm))
     rows = picture.rows(start, end)
     if as_json:
         print_json(picture, rows)
@@ -167,6 +169,14 @@ def command(
         print_csv(picture, rows)
     else:
         print_table(picture, rows, limit, list(wanted))
+
+
+def is_tracked(pm: PageMap) -> bool:
+    """Whether a userfaultfd write-protects memory that is called swapped; the read engine cannot tell."""
+    if pm.engine != "scan" or Category.WPALLOWED not in features().categories:
+        return False
+    marked = Query(require=Category.WPALLOWED | Category.SWAPPED, report=Category(0))
+    return any(len(batch) for batch in pm.iter_scan(marked))
 
 
 def names(categories: int) -> list[str]:
@@ -246,6 +256,8 @@ def print_table(picture: Picture, rows: list[tuple[Any, Any]], limit: int, wante
         out.print(f"and {pages(rest)} in {len(filled) - len(listed)} smaller VMAs (--limit 0 shows them)")
     if counts[Category.GUARD] and Category.SWAPPED in shown:
         out.print("swapped includes the guard regions, as the kernel counts")
+    if picture.tracked and Category.SWAPPED in shown:
+        out.print("swapped includes marks where nothing is: somebody tracks this process's writes")
 
 
 def show_regions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import time
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from pagemap import PAGE_SIZE, Category, PageMap, Query, Tracker, features, regi
 from pagemap.attach import attach
 
 from ._output import console, fitted, new_table, pages, room_for_name, size
+from ._params import ProcessId
 from ._series import Duration
 from .scan import program_name
 
@@ -64,7 +66,9 @@ page that it writes in an interval.""",
 @click.option("-i", "--interval", type=Duration(), default="2s", show_default=True, help="Between two looks.")
 @click.option("-n", "--iterations", type=click.IntRange(min=1), help="End after so many looks.")
 @click.option("--sort", type=click.Choice(sorted(SORTS)), default="resident", show_default=True)
-@click.option("--attach", "tracked", type=int, multiple=True, metavar="PID", help="Show its dirty rate, too.")
+@click.option(
+    "--attach", "tracked", type=ProcessId(), multiple=True, metavar="PID", help="Show its dirty rate, too."
+)
 @click.option("--limit", type=click.IntRange(min=0), help="So many processes; 0: all. Default: what fits.")
 def command(
     interval: float, iterations: int | None, sort: str, tracked: tuple[int, ...], limit: int | None
@@ -73,13 +77,15 @@ def command(
 
     Sizes count every mapping of a page: memory that processes share is in each of them.
     """
+    if os.getpid() in tracked:
+        raise click.UsageError("this command's own writes say nothing: --attach another process")
     out = console()
     if not out.is_terminal and iterations is None:
         iterations = 1
     if limit is None:
         limit = max(out.height - 6, 5) if out.is_terminal else 0
     with contextlib.ExitStack() as stack:
-        trackers = {pid: stack.enter_context(attach(pid)) for pid in tracked}
+        trackers = {pid: stack.enter_context(attach(pid)) for pid in dict.fromkeys(tracked)}
         live = (
             stack.enter_context(Live(console=out, auto_refresh=False, transient=False))
             if out.is_terminal
@@ -125,11 +131,12 @@ def look(trackers: dict[int, Tracker], seconds: float) -> tuple[list[Row], int]:
         except OSError:
             continue  # it has gone, or is a kernel thread
         with found, contextlib.suppress(OSError):
-            rows.append(measure(found, trackers.get(pid), seconds))
+            rows.append(measure(found, trackers, seconds))
     return rows, hidden
 
 
-def measure(pm: PageMap, tracker: Tracker | None, seconds: float) -> Row:
+def measure(pm: PageMap, trackers: dict[int, Tracker], seconds: float) -> Row:
+    """A process's row. One that has replaced its program (execve) is tracked no more, and goes on."""
     found = pm.scan(query())
     sizes = (found["end"] - found["start"]) // np.uint64(PAGE_SIZE)
 
@@ -137,18 +144,30 @@ def measure(pm: PageMap, tracker: Tracker | None, seconds: float) -> Row:
         chosen = Query(require=category, exclude=Category.GUARD).matches(found["categories"])
         return int(sizes[chosen].sum())
 
-    dirty = None
-    if tracker is not None:
-        dirty = regions.nbytes(tracker.collect()) / seconds
+    dirty, swapped = None, count(Category.SWAPPED)
+    if pm.pid in trackers:
+        # Where nothing is, tracking leaves marks that the kernel calls swapped.
+        swapped = swapped_pages(pm.pid)
+        try:
+            dirty = regions.nbytes(trackers[pm.pid].collect()) / seconds
+        except ProcessLookupError:
+            del trackers[pm.pid]
     return Row(
         pm.pid,
         user_of(pm.pid),
         program_name(pm.pid),
         count(Category.PRESENT),
         count(Category.PRESENT | Category.HUGE),
-        count(Category.SWAPPED),
+        swapped,
         dirty,
     )
+
+
+def swapped_pages(pid: int) -> int:
+    """What the kernel counts as swapped out, without shared memory."""
+    with open(f"/proc/{pid}/status", "rb") as status:
+        found = re.search(rb"^VmSwap:\s*(\d+) kB$", status.read(), re.MULTILINE)
+    return int(found[1]) * 1024 // PAGE_SIZE if found else 0
 
 
 def user_of(pid: int) -> str:
