@@ -39,6 +39,8 @@ left out. The darker, the more of a cell's pages were written in a sample.""",
 )
 def command(trace: str, output: Path | None, pid: int | None, lines: int) -> None:
     """Draws which pages of a process were written when, or were resident."""
+    if output is not None:
+        check_suffix(output)
     recording = choose_one(trace, pid)
     if output is None:
         from . import _blocks
@@ -53,9 +55,20 @@ def command(trace: str, output: Path | None, pid: int | None, lines: int) -> Non
         figure: Any = plot.heatmap(recording).figure
     except ImportError as error:
         raise Unsupported(str(error)) from error
-    try:
-        figure.savefig(output, dpi=120)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--output") from error
+    figure.savefig(output, dpi=120)
     count = recording.timing.samples
     click.echo(f"{output}: {process_of(recording)}, {count} sample{'s' * (count != 1)}")
+
+
+def check_suffix(output: Path) -> None:
+    """UsageError unless the name says what kind of picture it is: without, matplotlib chooses another."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise Unsupported("pictures need matplotlib: pip install 'pagemap-scan[plot]'") from error
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if output.suffix[1:].lower() not in known:
+        raise click.BadParameter(
+            f"'{output}' needs a suffix that says what kind of picture: .{', .'.join(known)}",
+            param_hint="--output",
+        )
