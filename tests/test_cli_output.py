@@ -193,3 +193,17 @@ def test_top_of_a_tracked_process(need):
     assert (last[3], last[-1]) == ("-", "sleep")
     assert not any("/s" in cell for cell in last)
     assert "swapped includes marks where nothing is" in note
+
+
+def test_wss_takes_all_its_samples(evil, need):
+    """0.3 / 0.1 is 2.99… in floating point; and the window of one interval is the first that is shown."""
+    need("wp_async")
+    rows = [line.split() for line in run("wss", evil, "-i", "100ms", "-d", "0.3").stdout.splitlines()]
+    windows = [(" ".join(row[:2]), row[8]) for row in rows if row[1:2] == ["ms"]]
+    assert windows == [("100 ms", "3"), ("200 ms", "2")]
+
+
+def test_wss_of_residency_says_so(evil, tmp_path):
+    pytest.importorskip("pyarrow", reason="traces need pyarrow")
+    run("record", evil, "-o", tmp_path / "t", "--resident", "-i", "20ms", "-d", "0.1")
+    assert "resident or swapped, not those that were written" in run("wss", tmp_path / "t").stdout

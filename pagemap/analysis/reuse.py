@@ -230,9 +230,9 @@ def working_set(source: Source, taus_ns: npt.ArrayLike | None = None) -> Working
     does, and the last one always, so that samples that come a little early or late change nothing. Choose
     tau well above the sampling interval; below, the answer is that of one sample.
 
-    taus_ns: whole ns, increasing. Default: 1, 2, 5, 10 … from the median interval to the length of the
+    taus_ns: whole ns, increasing. Default: 1, 2, 5, 10 … from about the median interval to the length of the
     series; without a `timeline`, as Series and recordings have, that takes a pass more, and an iterator is
-    a TypeError. Memory: 16 bytes for each sample and tau. Source: Denning, The Working Set Model for Program
+    a TypeError. Memory: some 52 bytes for each sample and tau. Source: Denning, The Working Set Model for Program
     Behavior, CACM 11(5), 1968, W(t, tau) with writes as references; the mean over t is his s(tau). Only
     windows that lie wholly in the series count.
     """
@@ -248,12 +248,15 @@ def working_set(source: Source, taus_ns: npt.ArrayLike | None = None) -> Working
 
 
 def default_taus(timeline: Timeline) -> I64:
-    """1, 2, 5, 10, 20 … ns, those from the median interval to the length of the series; at least one."""
+    """1, 2, 5, 10, 20 … ns, those from 0.9 of the median interval to the length of the series; at least one.
+
+    A sample is a moment late, never early: a window of just the interval that was asked for is among them.
+    """
     durations = timeline.duration_ns[timeline.duration_ns > 0]
     if not durations.size:
         return np.array([SECOND], np.int64)
     typical = int(np.median(durations))
-    steps = ladder(typical, timeline.end_ns - timeline.begin_ns)
+    steps = ladder(typical * 9 // 10, timeline.end_ns - timeline.begin_ns)
     return steps if steps.size else np.array([typical], np.int64)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from typing import TYPE_CHECKING
 
 import click
 from rich.text import Text
@@ -14,6 +16,9 @@ from ._output import console
 from ._params import ProcessId
 from ._series import Duration, choose, process_of
 from ._summary import working_set
+
+if TYPE_CHECKING:
+    from pagemap.trace import Recording
 
 
 @click.command(
@@ -40,35 +45,52 @@ Ctrl-C ends the look at a process early, with code 0; before the first sample, w
     "-d", "--duration", type=Duration(), default="10s", show_default=True, help="PID: look so long."
 )
 @click.option("--pid", type=int, help="FILE: only the recordings of this process.")
-def command(what: str, interval: float, duration: float, pid: int | None) -> None:
+@click.pass_context
+def command(ctx: click.Context, what: str, interval: float, duration: float, pid: int | None) -> None:
     """Distinct pages written within windows of growing length: mean, least and most over all windows."""
     from .report import as_table
 
     out = console()
-    for title, source in sources(what, interval, duration, pid):
+    if what == "self" or what.isdigit():
+        if pid is not None:
+            raise click.UsageError("--pid is for a trace; the process is named already")
+        found = [of_process(what, interval, duration)]
+    else:
+        for name in ("interval", "duration"):
+            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name} is for a process, not for a trace")
+        found = [of_recording(recording) for recording in choose(what, pid)]
+    for title, source in found:
         out.print(Text(title, style="bold"))
         grid = working_set(source)
         out.print(as_table(grid) if grid.rows else "nothing to say: too few samples")
 
 
-def sources(
-    what: str, interval: float, duration: float, pid: int | None
-) -> list[tuple[str, analysis.Source]]:
-    """(title, series) of a process that is looked at now, or of the recordings of a trace."""
-    if not what.isdigit():
-        recordings = choose(what, pid)
-        return [(process_of(r), r) for r in recordings]
+def of_recording(recording: Recording) -> tuple[str, analysis.Source]:
+    """(title, series)"""
+    title = process_of(recording)
+    if recording.metadata.kind == "resident":
+        title += ": pages that were resident or swapped, not those that were written"
+    return title, recording
+
+
+def of_process(what: str, interval: float, duration: float) -> tuple[str, analysis.Source]:
+    """(title, series) of a process that is looked at now."""
     number = ProcessId().convert(what, None, None)
+    if number == os.getpid():
+        raise click.UsageError("this command's own writes say nothing: give another process")
     if duration < interval or interval <= 0:
         raise click.UsageError("--duration must be --interval or more, which must be positive")
     samples = []
     with attach(number) as tracker:
         begin = time.monotonic_ns()
         try:
-            for stamp, found in tracker.rounds(interval, int(duration / interval)):
+            for stamp, found in tracker.rounds(
+                interval, round(duration * 1e9) // max(round(interval * 1e9), 1)
+            ):
                 samples.append((max(stamp, begin + 1), found))
         except (KeyboardInterrupt, ProcessLookupError):
             if not samples:
                 raise
     series = analysis.Series.from_samples(samples, begin_ns=begin)
-    return [(f"process {number}", series)]
+    return f"process {number}", series
