@@ -11,6 +11,9 @@ import click
 
 from pagemap import PAGE_SIZE, Category
 
+MAX_PID = (1 << 31) - 1
+"""What a pid_t can hold."""
+
 _LABELS = {Category.PFNZERO: "zero"}
 
 
@@ -33,7 +36,22 @@ class ProcessId(click.ParamType):  # type: ignore[type-arg]  # not generic befor
             self.fail(f"{value!r} is no process id: give a number (see pgrep, ps), or `self`", param, ctx)
         if pid <= 0:
             self.fail(f"a process id is positive, not {pid}", param, ctx)
+        if pid > MAX_PID:
+            self.fail(f"a process id is at most {MAX_PID}, not {pid}", param, ctx)
         return pid
+
+
+class Mebibytes(click.IntRange):
+    """MiB to allocate: not more than the machine has."""
+
+    name = "MiB"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        wanted = super().convert(value, param, ctx)
+        there = os.sysconf("SC_PHYS_PAGES") * PAGE_SIZE >> 20
+        if wanted > there:
+            self.fail(f"{wanted} MiB are more than this machine has, {there}", param, ctx)
+        return wanted
 
 
 class Address(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5

@@ -28,6 +28,10 @@ _UNITS = {
 }
 
 
+LONGEST = 1e9
+"""Seconds; what the clocks of a recorder can count, and time.sleep() takes."""
+
+
 class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
     """Seconds, or a number with a unit: 100ms, 2.5s, 10m, 1h."""
 
@@ -39,7 +43,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic before
         match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", str(value))
         if not match or match[2] not in _UNITS:
             self.fail(f"{value!r} is no duration: give seconds, or 100ms, 10m, 1h", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+        seconds = float(match[1]) * _UNITS[match[2]]
+        if seconds >= LONGEST:
+            self.fail(f"{value!r} is too long: at most {LONGEST / 365.25 / 86400:.0f} years", param, ctx)
+        return seconds
 
 
 def open_trace(path: str | Path) -> Trace:

@@ -23,6 +23,7 @@ from pagemap import PAGE_SIZE, PageMap, Query, features, track
 
 from ._group import Failure
 from ._output import console, new_table, progress, size
+from ._params import Mebibytes
 
 Spans = npt.NDArray[np.uint64]
 HUGE = 2 << 20
@@ -228,7 +229,7 @@ Comparisons with C are part of the source: `make bench`."""
 @click.option(
     "--size",
     "mib",
-    type=click.IntRange(min=2),
+    type=Mebibytes(min=2),
     default=512,
     show_default=True,
     help="MiB of memory to look at; populated for the purpose.",

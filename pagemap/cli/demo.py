@@ -24,6 +24,7 @@ from pagemap.errors import UnsupportedError
 
 from ._group import Failure, Unsupported
 from ._output import console, pages, pages_table, progress, size
+from ._params import Mebibytes
 from .scan import DEFAULT_ORDER, default_categories
 
 ATTEMPTS = 5
@@ -75,7 +76,7 @@ The exit code is 1 when the engines disagree, 3 where there is no PAGEMAP_SCAN."
 @click.option(
     "--size",
     "mebibytes",
-    type=click.IntRange(min=16),
+    type=Mebibytes(min=16),
     default=512,
     show_default=True,
     metavar="MIB",

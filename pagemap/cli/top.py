@@ -78,7 +78,7 @@ def command(
     Sizes count every mapping of a page: memory that processes share is in each of them.
     """
     if os.getpid() in tracked:
-        raise click.UsageError("this command's own writes say nothing: --attach another process")
+        raise click.UsageError("this command's own writes say nothing: give another process")
     out = console()
     if not out.is_terminal and iterations is None:
         iterations = 1
