@@ -232,9 +232,9 @@ def working_set(source: Source, taus_ns: npt.ArrayLike | None = None) -> Working
 
     taus_ns: whole ns, increasing. Default: 1, 2, 5, 10 … from about the median interval to the length of the
     series; without a `timeline`, as Series and recordings have, that takes a pass more, and an iterator is
-    a TypeError. Memory: some 52 bytes for each sample and tau. Source: Denning, The Working Set Model for Program
-    Behavior, CACM 11(5), 1968, W(t, tau) with writes as references; the mean over t is his s(tau). Only
-    windows that lie wholly in the series count.
+    a TypeError. Memory: some 52 bytes for each sample and tau. Source: Denning, The Working Set Model for
+    Program Behavior, CACM 11(5), 1968, W(t, tau) with writes as references; the mean over t is his s(tau).
+    Only windows that lie wholly in the series count.
     """
     if taus_ns is not None:
         return run(WorkingSets(tuple(increasing(taus_ns, "taus_ns").tolist())), source)
