@@ -12,6 +12,8 @@ the last digit, because partial results are integers and are joined in order of 
 Partitions are mapped where they are; what travels are partial results. They may come in any order, hold
 any number of processes, and be cut anywhere but within a sample. The machines may differ in the size of
 their pages: read() adds it as the column `page_size` (bytes); without that column it is this machine's.
+Recordings of one process may overlap, its writes and its residency, say: read() adds the column `recording`
+(when it began, ns since 1970), by which they are told apart; without it, none may overlap another.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ __all__ = ["Process", "read"]
 def read(path: PathLike | list[PathLike]) -> dask.dataframe.DataFrame:
     """A trace as a Dask DataFrame, a partition for each of its files; what trace.open takes, lazily.
 
-    Columns: those of a trace, and page_size. Raises ImportError without Dask, and what trace.open raises.
+    Columns: those of a trace, page_size and recording. Raises ImportError without Dask, and what
+    trace.open raises.
     """
     from . import trace
 
@@ -54,6 +57,9 @@ def _read_part(part: Part) -> pandas.DataFrame:
     frame = arrow().parquet.read_table(part.path, partitioning=None).to_pandas()
     known = part.metadata
     named: pandas.DataFrame = frame.assign(
-        host=known.host, pid=np.int32(known.pid), page_size=np.int32(known.page_size)
+        host=known.host,
+        pid=np.int32(known.pid),
+        page_size=np.int32(known.page_size),
+        recording=np.int64(known.begin_ns),
     ).astype({"host": "str"})
     return named

@@ -201,6 +201,31 @@ def test_machines_with_pages_of_their_own_size(path):
         assert half[process].pages.tolist() == (rate.pages * factor).tolist()
 
 
+def test_recordings_of_one_process_that_overlap(tmp_path):
+    """Its writes and its residency, say: each is asked what is fit for it, and answers for itself."""
+    import dask
+
+    with Walk(5) as one, Walk(6) as other, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace.recorder, "MAX_ROWS", 60)
+        with (
+            trace.Recorder(one, tmp_path, interval=0) as first,
+            trace.Recorder(other, tmp_path, interval=0) as second,
+        ):
+            for i in range(50):
+                first.sample()
+                if i % 3 == 0:
+                    second.sample()
+    with dask.config.set(scheduler="synchronous"):
+        rates = analysis.dirty_rate(fleet.read(tmp_path))
+        sets = analysis.working_set(fleet.read(tmp_path))
+    recordings = trace.open(tmp_path)
+    assert len(rates) == len(sets) == len(recordings) == 2
+    for recording in recordings:
+        key = (recording.host, recording.pid, recording.timeline.begin_ns)
+        same(rates[key], analysis.dirty_rate(recording))
+        same(sets[key], analysis.working_set(recording))
+
+
 def test_without_a_frame_dask_stays_where_it_is():
     code = """
 import sys

@@ -33,12 +33,19 @@ class Process(NamedTuple):
     begin_ns: int
 
 
+class _Recorded(Process):
+    """A Process that knows which of its recordings it is: several may overlap."""
+
+    recording: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece(Generic[Partial]):
-    """The partial result for a stretch of one process's time."""
+    """The partial result for a stretch of one recording's time."""
 
     host: str
     pid: int
+    recording: int
     begin_ns: int
     end_ns: int
     partial: Partial
@@ -81,14 +88,17 @@ def ask(
     if missing:
         raise ValueError(f"the data frame is no trace: it has no column {', '.join(missing)}")
     delayed = dask_modules().delayed
-    choose = _Each(question) if isinstance(question, Mapping) else _Same(question)
+    choose = _Each.of(question) if isinstance(question, Mapping) else _Same(question)
     level = [delayed(_map)(part, choose) for part in frame.to_delayed()]
     while len(level) > 1:
         groups = (level[i : i + SPLIT_EVERY] for i in range(0, len(level), SPLIT_EVERY))
         level = [delayed(_join)(group, choose) for group in groups]
-    answers = delayed(_finish)(level, choose).compute()
-    # A cluster sends dictionaries item by item, and named tuples as mere tuples.
-    return {Process(*key): answer for key, answer in answers.items()}
+    answers: dict[Process, Any] = {}
+    for host, pid, begin_ns, recording, answer in delayed(_finish)(level, choose).compute():
+        key = _Recorded(host, pid, begin_ns)
+        key.recording = recording
+        answers[key] = answer
+    return answers
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class _Same:
 
     question: Analysis[Any, Any]
 
-    def __call__(self, host: str, pid: int, begin_ns: int) -> Analysis[Any, Any]:
+    def __call__(self, host: str, pid: int, recording: int, begin_ns: int) -> Analysis[Any, Any]:
         return self.question
 
 
@@ -105,11 +115,27 @@ class _Same:
 class _Each:
     """A question for each recording: that which had begun last when a piece begins."""
 
-    questions: Mapping[Process, Analysis[Any, Any]]
+    questions: list[tuple[str, int, int | None, int, Analysis[Any, Any]]]
+    """Host, pid, recording (None where that is not known), beginning, question: a cluster would send a
+    dictionary item by item, and its keys as mere tuples.
+    """
 
-    def __call__(self, host: str, pid: int, begin_ns: int) -> Analysis[Any, Any]:
-        mine = [key for key in self.questions if key[:2] == (host, pid) and key.begin_ns <= begin_ns]
-        return self.questions[max(mine)]
+    @classmethod
+    def of(cls, questions: Mapping[Process, Analysis[Any, Any]]) -> _Each:
+        return cls(
+            [
+                (key.host, key.pid, getattr(key, "recording", None), key.begin_ns, question)
+                for key, question in questions.items()
+            ]
+        )
+
+    def __call__(self, host: str, pid: int, recording: int, begin_ns: int) -> Analysis[Any, Any]:
+        mine = [
+            one
+            for one in self.questions
+            if (one[0], one[1]) == (host, pid) and one[2] in (None, recording) and one[3] <= begin_ns
+        ]
+        return max(mine, key=lambda one: one[3])[4]
 
 
 # Tasks
@@ -120,11 +146,12 @@ _COLUMNS = ("time", "host", "pid", "start", "end", "categories", "begin")
 def _map(frame: pandas.DataFrame, questions: Any) -> list[_Piece[Any]]:
     pieces = []
     keys: Any
-    for keys, rows in frame.groupby(["host", "pid"], observed=True, sort=False):
-        host, pid = str(keys[0]), int(keys[1])
+    by = ["host", "pid", *(name for name in ("recording",) if name in frame)]
+    for keys, rows in frame.groupby(by, observed=True, sort=False):
+        host, pid, recording = str(keys[0]), int(keys[1]), int(keys[2]) if len(keys) > 2 else 0
         for series in _series(rows):
-            question = questions(host, pid, series.begin_ns)
-            piece = _Piece(host, pid, series.begin_ns, series.timeline.end_ns, None)
+            question = questions(host, pid, recording, series.begin_ns)
+            piece = _Piece(host, pid, recording, series.begin_ns, series.timeline.end_ns, None)
             parts = [replace(piece, partial=question.map(c)) for c in series.chunks(CHUNK_ROWS)]
             for part in parts[1:]:
                 parts[0] = replace(piece, partial=question.join(parts[0].partial, part.partial))
@@ -157,15 +184,20 @@ def _series(rows: pandas.DataFrame) -> list[Series]:
 def _join(groups: list[list[_Piece[Any]]], questions: Any) -> list[_Piece[Any]]:
     """Neighbours in time are joined; what is between two pieces may still come."""
     pieces = sorted(
-        (piece for group in groups for piece in group), key=lambda p: (p.host, p.pid, p.begin_ns, p.end_ns)
+        (piece for group in groups for piece in group),
+        key=lambda p: (p.host, p.pid, p.recording, p.begin_ns, p.end_ns),
     )
     joined: list[_Piece[Any]] = []
     for piece in pieces:
         before = joined[-1] if joined else None
-        if before is None or (before.host, before.pid) != (piece.host, piece.pid):
+        if before is None or (before.host, before.pid, before.recording) != (
+            piece.host,
+            piece.pid,
+            piece.recording,
+        ):
             joined.append(piece)
         elif before.end_ns == piece.begin_ns:
-            question = questions(piece.host, piece.pid, before.begin_ns)
+            question = questions(piece.host, piece.pid, piece.recording, before.begin_ns)
             joined[-1] = replace(
                 before, end_ns=piece.end_ns, partial=question.join(before.partial, piece.partial)
             )
@@ -174,15 +206,21 @@ def _join(groups: list[list[_Piece[Any]]], questions: Any) -> list[_Piece[Any]]:
         else:
             raise ValueError(
                 f"process {piece.pid} on {piece.host}: the rows of one sample are in two partitions, or are"
-                " there twice; keep the partitions that the files of the trace have"
+                " there twice; keep the partitions that the files of the trace have, and read overlapping"
+                " recordings of a process by fleet.read()"
             )
     return joined
 
 
-def _finish(groups: list[list[_Piece[Any]]], questions: Any) -> dict[Process, Any]:
-    return {
-        Process(piece.host, piece.pid, piece.begin_ns): questions(
-            piece.host, piece.pid, piece.begin_ns
-        ).finish(piece.partial)
+def _finish(groups: list[list[_Piece[Any]]], questions: Any) -> list[tuple[str, int, int, int, Any]]:
+    """Host, pid, beginning, recording, answer."""
+    return [
+        (
+            piece.host,
+            piece.pid,
+            piece.begin_ns,
+            piece.recording,
+            questions(piece.host, piece.pid, piece.recording, piece.begin_ns).finish(piece.partial),
+        )
         for piece in _join(groups, questions)
-    }
+    ]
