@@ -214,6 +214,7 @@ class DirtyTracker(Tracker):
             raise ValueError(f"nothing is mapped at {start:#x}-{end:#x}: only mapped memory can be tracked")
 
     def _gather(self) -> None:
+        self._salvage()
         self._accept()
         whole = self._refresh()
         if not self._writes:
@@ -344,6 +345,8 @@ class DirtyTracker(Tracker):
         return self._holding(regions.coalesce(np.concatenate([watched, whole.huge, whole.opaque])))
 
     def _look(self) -> Regions:
+        # What an interrupted collect() left on its way is not to be taken for what this walk finds.
+        self._salvage()
         self._accept()
         whole = self._refresh()
         hull = regions.intersection(self._hull, whole.plain) if self._sparse else whole.plain

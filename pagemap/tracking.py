@@ -151,7 +151,8 @@ class Tracker(ABC):
         with self._lock:
             self._check()
             self._take_back()
-            return union(union(self._pending, self._found), self._look())
+            seen = self._look()  # first, for it adds to _found what an interrupted collect() left behind
+            return union(union(self._pending, self._found), seen)
 
     def populated(self) -> Regions:
         """The pages that a copy of the memory starts with, without categories.

@@ -70,8 +70,10 @@ MADE = {
 # Struck in a destructor, or before a file was closed: said by warnings.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("peek", [False, True])
 @pytest.mark.parametrize("made", MADE)
-def test_struck_at_every_place(need, monkeypatch, made, twice):
+def test_struck_at_every_place(need, monkeypatch, made, peek, twice):
+    """With `peek`, somebody looks before the next collect(): what is seen is all there, and stays there."""
     make, granularity, budget = MADE[made]
     need("wp_async")
     if made == "overflow":
@@ -86,6 +88,9 @@ def test_struck_at_every_place(need, monkeypatch, made, twice):
             second = first * 7 % 6 if twice else None
             answer, struck = Strikes(first, second).hit(tracker.collect, budget)
             seen = set() if struck else pages_in(answer, memory)
+            if peek:
+                shown = seen | pages_in(tracker.peek(), memory)
+                assert shown >= written, (first, second, written - shown)
             seen |= pages_in(tracker.collect(), memory)
             assert seen >= written, (first, second, written - seen)
             first += 1
