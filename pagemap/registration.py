@@ -194,11 +194,16 @@ class Registration:
         return any((vma.start, vma.end) not in self.refused for vma in self.table if vma.prot & PROT_WRITE)
 
     def protect(self, start: int, end: int) -> None:
-        """Protects registered pages. ProcessLookupError when the process has gone."""
+        """Protects registered pages. ProcessLookupError when the process has gone.
+
+        What was unmapped meanwhile, and what lies behind it, stays as it is: the next round finds it written.
+        """
         try:
             self._uffd.protect(start, end)
         except OSError as error:
-            raise self._gone_or(error) from error
+            self._check_alive(error)
+            if error.errno != errno.ENOENT:
+                raise
 
     # Listing
 
@@ -290,7 +295,8 @@ class Registration:
             return
         except OSError as error:
             if error.errno not in REFUSALS:
-                raise self._gone_or(error) from error
+                self._check_alive(error)
+                raise
         if len(part.starts) == 1:
             self._register_one(part)
             return
@@ -316,7 +322,8 @@ class Registration:
                 return
             except OSError as error:
                 if error.errno not in REFUSALS:
-                    raise self._gone_or(error) from error
+                    self._check_alive(error)
+                    raise
                 self.refused[part.vma(0)] = error.errno
 
     def _claim(self, start: int, end: int) -> None:
@@ -349,10 +356,9 @@ class Registration:
                 left.append((start, end))
         return regions.coalesce(region_array([s for s, _ in left], [e for _, e in left]))
 
-    def _gone_or(self, error: OSError) -> OSError:
+    def _check_alive(self, error: OSError) -> None:
         """ProcessLookupError where that is the reason: a userfaultfd says ENOMEM of memory that has gone."""
         try:
             self._pagemap._maps_text()
         except ProcessLookupError as gone:
-            return gone
-        return error
+            raise gone from error

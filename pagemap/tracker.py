@@ -136,7 +136,7 @@ class DirtyTracker(Tracker):
             if reset:
                 # Pages may have been reset before the error, and their count is lost: all of them, then.
                 self._stage = union(self._stage, self._labelled(ranges))
-            raise self._pagemap._explain(error) from error
+            self._pagemap._raise(error)
         self._salvage()
 
     def _salvage(self) -> None:

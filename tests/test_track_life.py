@@ -1,5 +1,6 @@
 """The life of a tracker: rounds, closing, what it keeps alive, and threads that share it."""
 
+import errno
 import gc
 import mmap
 import os
@@ -12,8 +13,8 @@ import children
 import numpy as np
 import pytest
 import witness
-from memory import Memory
-from tracked import PAGES, bounds, pages_in, plain
+from memory import PRIVATE, Memory
+from tracked import PAGES, bounds, huge, hugetlb, pages_in, plain, whole
 
 import pagemap
 
@@ -270,3 +271,65 @@ def test_closed_by_another_thread():
             thread.join(30)
             assert outcomes == ["this tracker is closed"]
             assert not is_registered(memory)
+
+
+# Memory that vanishes in the middle of a call
+
+
+@pytest.fixture
+def before_protecting(monkeypatch):
+    """Things to do before the userfaultfd is asked to protect one page, in their order."""
+    do = []
+    protect = pagemap.uffd.Userfault.protect
+
+    def interfering(self, start, end):
+        if do and end - start == witness.PAGE:
+            do.pop(0)()
+        protect(self, start, end)
+
+    monkeypatch.setattr(pagemap.uffd.Userfault, "protect", interfering)
+    return do
+
+
+def test_a_huge_page_unmapped_before_it_is_split(need, before_protecting):
+    need("thp")
+    with huge(3) as memory:
+        before_protecting.append(lambda: memory.unmap(0, 512))
+        with pagemap.track(bounds(memory), granularity="page") as tracker:
+            assert before_protecting == []
+            tracker.collect()
+            memory.write(700, 1100)
+            assert pages_in(tracker.collect(), memory) == {700, 1100}
+
+
+def test_hugetlb_unmapped_before_it_is_protected(need, monkeypatch):
+    need("hugetlb")
+    with hugetlb(PRIVATE, 3) as memory:
+        memory.write(0, 1024)
+        with pagemap.track(bounds(memory)) as tracker:
+            memory.write(0, 1024)
+            registration = pagemap.registration.Registration
+            protect = registration.protect
+
+            def interfering(self, start, end):
+                monkeypatch.setattr(registration, "protect", protect)
+                memory.unmap(0, 512)
+                protect(self, start, end)
+
+            monkeypatch.setattr(registration, "protect", interfering)
+            assert pages_in(tracker.collect(), memory) == whole(0, 2)
+            memory.write(1030)
+            assert pages_in(tracker.collect(), memory) >= whole(2)
+
+
+def test_a_refusal_is_not_its_own_cause(monkeypatch):
+    refusal = OSError(errno.ENOMEM, "no memory")
+
+    def refuse(*_):
+        raise refusal
+
+    monkeypatch.setattr(pagemap.uffd.Userfault, "register", refuse)
+    with plain() as memory, pytest.raises(OSError, match="no memory") as raised:
+        pagemap.track(bounds(memory))
+    assert raised.value is refusal
+    assert refusal.__cause__ is None
