@@ -8,9 +8,9 @@ import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self, SupportsIndex
+from typing import Any, Self, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from .maps import VmaTable
 from .scanner import PageMap
 
 Regions = npt.NDArray[Any]
+T = TypeVar("T")
 
 NOTHING: Regions = np.empty(0, REGION_DTYPE)
 
@@ -42,6 +43,15 @@ def union(a: Regions, b: Regions) -> Regions:
     return regions.union(a, b) if len(a) and len(b) else a if len(a) else b
 
 
+class Answer:
+    """What a collect() is about to return: held where an exception cannot lose it."""
+
+    __slots__ = ("found",)
+
+    def __init__(self) -> None:
+        self.found: Regions = NOTHING
+
+
 class Tracker(ABC):
     """Pages written (or accessed) since the last collect(). Threads may share one; a fork is refused.
 
@@ -51,7 +61,9 @@ class Tracker(ABC):
     def __init__(self, pagemap: PageMap, category: Category) -> None:
         self._pagemap = pagemap
         self._category = category
-        self._lock = threading.Lock()
+        # One that lets a signal handler in that interrupts its holder, who is told by _busy.
+        self._lock = threading.RLock()
+        self._busy = False
         self._forks = process.fork_count
         self._closed = False
         self._table = VmaTable.parse(b"")
@@ -60,7 +72,7 @@ class Tracker(ABC):
         # Pages on their way to the caller: the kernel has forgotten them, so they leave here with an answer.
         self._found: Regions = NOTHING
         self._pending: Regions = NOTHING
-        self._undelivered: list[Regions] = []
+        self._undelivered: list[Answer] = []
         _live.add(self)
 
     @abstractmethod
@@ -77,7 +89,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Lets go of the kernel's side of the tracking."""
+        """Lets go of the kernel's side of the tracking. May be called twice."""
 
     @property
     def pid(self) -> int:
@@ -112,29 +124,54 @@ class Tracker(ABC):
         what was found before it is in the next answer.
 
         Raises ProcessLookupError when the process has exited or replaced its program, ValueError when
-        closed or for a bad max_pages, RuntimeError in a fork.
+        closed or for a bad max_pages, RuntimeError in a fork, and in a signal handler that interrupts
+        a call of this tracker.
         """
         budget = None if max_pages is None else as_count(max_pages, "max_pages", 0)
-        ready = NOTHING
+        answer = Answer()
         try:
-            with self._lock:
-                self._check()
-                self._take_back()
-                if budget is None or regions.page_count(self._pending) < budget:
-                    self._gather()
-                ready = union(self._pending, self._found) if budget is None else self._first(budget)
-                if budget is None:
-                    self._pending = self._found = NOTHING
-            return ready
+            self._in_turn(lambda: self._deliver(budget, answer))
+            return answer.found
         except BaseException:
             # One call that cannot be interrupted in the middle: a second Ctrl-C may follow the first.
-            self._undelivered.append(ready)
+            self._undelivered.append(answer)
             raise
+
+    def _in_turn(self, call: Callable[[], T]) -> T:
+        """One call at a time. No signal is handled between a step and the `try` that undoes it, as nothing
+        is called there.
+        """
+        with self._lock:
+            if self._busy:
+                raise RuntimeError(
+                    "called from a signal handler that interrupted another call of this tracker: only"
+                    " close() may be; let the handler set a flag, and act on it afterwards"
+                )
+            self._busy = True
+            try:
+                self._check()
+                return call()
+            finally:
+                try:
+                    if self._closed:  # by a signal handler, meanwhile
+                        self._let_go()
+                finally:
+                    self._busy = False
+
+    def _deliver(self, budget: int | None, answer: Answer) -> None:
+        self._take_back()
+        if budget is None or regions.page_count(self._pending) < budget:
+            self._gather()
+        if budget is None:
+            answer.found = union(self._pending, self._found)
+            self._pending = self._found = NOTHING
+        else:
+            answer.found = self._first(budget)
 
     def _take_back(self) -> None:
         """Answers that an exception kept from their caller."""
         while self._undelivered:
-            self._pending = union(self._pending, self._undelivered[0])
+            self._pending = union(self._pending, self._undelivered[0].found)
             del self._undelivered[0]
 
     def _first(self, budget: int) -> Regions:
@@ -148,11 +185,12 @@ class Tracker(ABC):
 
     def peek(self) -> Regions:
         """The same pages as collect(), without a reset: the next collect() reports them still."""
-        with self._lock:
-            self._check()
-            self._take_back()
-            seen = self._look()  # first, for it adds to _found what an interrupted collect() left behind
-            return union(union(self._pending, self._found), seen)
+        return self._in_turn(self._peek)
+
+    def _peek(self) -> Regions:
+        self._take_back()
+        seen = self._look()  # first, for it adds to _found what an interrupted collect() left behind
+        return union(union(self._pending, self._found), seen)
 
     def populated(self) -> Regions:
         """The pages that a copy of the memory starts with, without categories.
@@ -160,17 +198,16 @@ class Tracker(ABC):
         All that is populated, but for what a process has populated since the last collect() where it had
         nothing: that is in the next one, unless it is dropped until then, which nobody could tell.
         """
-        with self._lock:
-            self._check()
-            return self._populated()
+        return self._in_turn(self._populated)
 
     def reset(self) -> None:
         """Forgets what was written so far."""
-        with self._lock:
-            self._check()
-            self._gather()
-            self._undelivered.clear()
-            self._pending = self._found = NOTHING
+        self._in_turn(self._forget)
+
+    def _forget(self) -> None:
+        self._gather()
+        self._undelivered.clear()
+        self._pending = self._found = NOTHING
 
     def rounds(self, interval: float, count: SupportsIndex | None = None) -> Iterator[tuple[int, Regions]]:
         """collect() every `interval` seconds, `count` times (None: for ever).
@@ -194,13 +231,18 @@ class Tracker(ABC):
             due = max(due + interval, time.monotonic())
 
     def close(self) -> None:
-        """Stops tracking: all protection is lifted, what was not collected is forgotten."""
+        """Stops tracking: all protection is lifted, what was not collected is forgotten.
+
+        In a signal handler that interrupts a call of this tracker: as that call ends.
+        """
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-            self._release()
-            self._pagemap.close()
+            if not self._busy:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        self._release()
+        self._pagemap.close()
 
     def __enter__(self) -> Self:
         self._check()
@@ -232,7 +274,8 @@ class Tracker(ABC):
 
     def _abandon(self) -> None:
         """In a forked child: drop the descriptors, or the parent's close() would not be the last."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._busy = False
         self._release()
 
 

@@ -144,3 +144,86 @@ def test_struck_by_real_signals(need, budget):
     need("wp_async")
     strikes = int(children.run(CODE.format(budget=budget)))
     assert strikes > 50
+
+
+HANDLED = """
+import sys
+import pagemap, witness
+from memory import Memory
+from tracked import bounds, pages_in
+
+class Call:
+    def __init__(self, place, call):
+        self.left, self.call, self.came = place, call, False
+
+    def __call__(self, frame, event, argument):  # as a signal handler: between two steps of the same thread
+        if event in ("call", "c_return"):
+            self.left -= 1
+            if self.left < 0:
+                sys.setprofile(None)
+                self.came = True
+                self.call()
+
+def is_registered(memory):
+    return any("uw" in vma[2]["VmFlags"].split() for vma in witness.smaps(*bounds(memory)))
+
+def interrupted(place, tracker, call):
+    handler = Call(place, call)
+    sys.setprofile(handler)
+    try:
+        return handler, tracker.{method}()
+    except ValueError as error:
+        assert "closed" in str(error), error
+        return handler, None
+    finally:
+        sys.setprofile(None)
+
+with Memory(64) as memory:
+    place, came = 0, True
+{body}
+    assert place > 20, place
+"""
+
+CLOSES = """
+    while came:
+        tracker = pagemap.track(bounds(memory))
+        memory.write(3, place % 64)
+        handler, answer = interrupted(place, tracker, tracker.close)
+        came = handler.came
+        if answer is not None:
+            assert pages_in(answer, memory) == {3, place % 64}
+        assert tracker.closed == came
+        assert is_registered(memory) != came, place
+        tracker.close()
+        place += 1
+"""
+
+ASKS = """
+    refusals = 0
+    with pagemap.track(bounds(memory)) as tracker:
+        def ask():
+            global refusals
+            for call in (tracker.collect, tracker.peek, tracker.populated, tracker.reset):
+                try:
+                    call()
+                except RuntimeError as error:
+                    assert "signal handler" in str(error), error
+                    refusals += 1
+
+        while came:
+            tracker.collect()
+            handler, answer = interrupted(place, tracker, ask)
+            came = handler.came
+            place += 1
+            memory.write(3, place % 64)
+            assert pages_in(tracker.collect(), memory) == {3, place % 64}
+    assert refusals > 60, refusals
+"""
+
+
+@pytest.mark.parametrize("method", ["collect", "peek"])
+@pytest.mark.parametrize("body", [CLOSES, ASKS], ids=["close", "other"])
+def test_called_from_a_handler_of_a_signal_that_interrupts_it(need, body, method):
+    """It does not wait for itself: close() comes as the interrupted call ends, all else is refused."""
+    need("wp_async")
+    children.run(HANDLED.replace("{method}", method).replace("{body}", body))
