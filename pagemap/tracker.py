@@ -66,8 +66,8 @@ class DirtyTracker(Tracker):
         granularity: Granularity,
         keep_alive: tuple[Any, ...] = (),
     ) -> None:
+        self._uffd = uffd  # before anybody can find this one, to close its copy in a fork
         super().__init__(pagemap, uffd.mode.category)
-        self._uffd = uffd
         self._bounds = bounds
         self._split_huge = granularity == "page"
         self._keep_alive = keep_alive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -284,7 +285,8 @@ _live: weakref.WeakSet[Tracker] = weakref.WeakSet()
 
 def _abandon_all() -> None:
     for tracker in list(_live):
-        tracker._abandon()
+        with contextlib.suppress(Exception):  # of one, say, that another thread was making
+            tracker._abandon()
 
 
 os.register_at_fork(after_in_child=_abandon_all)

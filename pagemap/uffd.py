@@ -6,7 +6,10 @@ which pages that happened to. Source: Documentation/admin-guide/mm/userfaultfd.r
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import weakref
 from dataclasses import dataclass
 
 from . import _pagemap
@@ -64,6 +67,7 @@ class Userfault:
     def __init__(self, descriptor: Descriptor, mode: Mode) -> None:
         self._descriptor: Descriptor | None = descriptor
         self.mode = mode
+        _open.add(self)  # before there is a tracker: another thread may fork meanwhile
         granted, _ = _pagemap.uffd_api(descriptor.fd, mode.features)
         if granted & mode.features != mode.features:
             raise UnsupportedError("the kernel grants fewer userfaultfd features than it announced")
@@ -116,3 +120,16 @@ class Userfault:
         if descriptor is not None:
             close, descriptor._close = descriptor._close, lambda fd: None
             close(descriptor.fd)
+
+
+_open: weakref.WeakSet[Userfault] = weakref.WeakSet()
+
+
+def _close_copies() -> None:
+    """In a forked child: a copy left open there would keep the parent's close() from being the last."""
+    for uffd in list(_open):
+        with contextlib.suppress(Exception):
+            uffd.close_copy()
+
+
+os.register_at_fork(after_in_child=_close_copies)

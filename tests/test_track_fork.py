@@ -3,6 +3,7 @@
 import textwrap
 
 import children
+import pytest
 
 START = """
 import ctypes, os, signal, threading, time
@@ -121,6 +122,61 @@ def test_closing_unregisters_while_a_child_lives(need):
                 os.waitpid(pid, 0)
     """
     children.run(START + textwrap.dedent(code))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "pagemap.uffd.Userfault, '__init__'",
+        "pagemap.tracking.Tracker, '__init__'",
+        "pagemap.DirtyTracker, '_start'",
+    ],
+    ids=["userfaultfd", "tracker", "start"],
+)
+def test_another_thread_makes_a_tracker_meanwhile(need, place):
+    """Nothing of it stays open in the child, and nothing of the trackers that there are already."""
+    need("wp_async")
+    code = """
+    what, name = PLACE
+    there, go_on = threading.Event(), threading.Event()
+    real = getattr(what, name)
+
+    def slow(self, *arguments, **named):
+        real(self, *arguments, **named)
+        there.set()
+        assert go_on.wait(30)
+
+    def userfaultfds():
+        files = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return [file for file in files if os.path.islink(file) and "userfaultfd" in os.readlink(file)]
+
+    memories = [Memory(16) for _ in range(4)]
+    trackers = [pagemap.track(bounds(memory)) for memory in memories[:3]]
+    setattr(what, name, slow)
+    thread = threading.Thread(target=lambda: trackers.append(pagemap.track(bounds(memories[3]))))
+    thread.start()
+    assert there.wait(30)
+    assert len(userfaultfds()) == 4
+
+    def child():
+        assert userfaultfds() == []
+        signal.pause()
+
+    pid = fork(child)
+    go_on.set()
+    thread.join()
+    for memory, tracker in zip(memories, trackers, strict=True):
+        memory.write(5)
+        assert pages_in(tracker.collect(), memory) == {5}
+        tracker.close()
+    deadline = time.monotonic() + 20
+    while any(map(is_registered, memories)):  # until the child has begun
+        assert time.monotonic() < deadline
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    """
+    children.run(START + textwrap.dedent(code).replace("PLACE", place))
 
 
 def test_a_new_program_inherits_nothing(need):
