@@ -76,7 +76,7 @@ bench-quick: $(STAMP)
 kernels: $(STAMP)
 	$(BIN)/python tests/kernels/matrix.py --write docs/kernels.md
 
-# The oldest and the newest of them, minutes. A machine that cannot run guests, or get kernels, says so and passes.
+# The oldest, the newest and one between, minutes. A machine that cannot run guests, or get kernels, says so and passes.
 kernels-quick: $(STAMP)
 	$(BIN)/python tests/kernels/matrix.py --quick --limit 600 --results build/kernels-quick || [ $$? -eq 77 ]
 

@@ -87,6 +87,7 @@ class DirtyTracker(Tracker):
         # What is protected; with sparse tracking extents in units of a page table, and all else is holes.
         self._hull: Regions = NOTHING
         self._late: Regions = NOTHING
+        self._huge: Regions = NOTHING
         self._pinned: Layout | None = None
         try:
             found = self._refresh()
@@ -193,7 +194,7 @@ class DirtyTracker(Tracker):
             self._gather()
         else:
             self._check_bounds(self._bounds, whole)
-            self._hull = self._bounds
+            self._hull, self._huge = self._bounds, whole.huge
             swapped = self._scan(SWAPPED, whole.copied)  # now, as there are no markers yet
             for start, end in zip(self._bounds["start"].tolist(), self._bounds["end"].tolist(), strict=True):
                 self._registration.protect(start, end)
@@ -226,7 +227,11 @@ class DirtyTracker(Tracker):
                 self._walk(whole.plain, reset=True)
                 self._accept()
             if len(whole.huge):
+                # Where there was other memory, its content has gone, and nothing may be populated yet.
+                came = regions.intersection(regions.difference(whole.huge, self._huge), self._hull)
+                self._found = union(self._found, self._labelled(came))
                 self._gather_by_call(whole.huge)
+            self._huge = whole.huge
         if len(whole.opaque):
             self._found = union(self._found, self._labelled(self._scan(_POPULATED, whole.opaque)))
         if self._split_huge:

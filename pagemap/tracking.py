@@ -278,6 +278,7 @@ class Tracker(ABC):
         self._lock = threading.RLock()
         self._busy = False
         self._release()
+        self._pagemap.close()
 
 
 _live: weakref.WeakSet[Tracker] = weakref.WeakSet()

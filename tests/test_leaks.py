@@ -110,6 +110,24 @@ CALLED = {
 }
 
 
+def test_a_thousand_trackers(need):
+    need("wp_async")
+    with Memory(200) as memory:
+        memory.write(*range(0, 200, 2))
+
+        def life():
+            with pagemap.track((memory.start, memory.end)) as tracker:
+                for ask in (tracker.collect, tracker.peek, tracker.populated, tracker.reset):
+                    memory.write(7)
+                    ask()
+
+        for _ in range(100):
+            life()
+        files = descriptors()
+        assert least_growth(life, CALLS // 10) < SLACK
+        assert descriptors() == files
+
+
 @pytest.mark.parametrize("name", CALLED)
 def test_ten_thousand_calls(place, name):
     call = CALLED[name]

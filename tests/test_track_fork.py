@@ -6,7 +6,7 @@ import children
 import pytest
 
 START = """
-import ctypes, os, signal, threading, time
+import ctypes, os, pathlib, signal, threading, time
 import pagemap, witness
 from memory import Memory
 from tracked import bounds, pages_in
@@ -74,6 +74,8 @@ def test_the_child_is_refused(need):
             assert refused(tracker.collect) and refused(tracker.peek) and refused(tracker.reset)
             assert refused(lambda: next(tracker.rounds(0))) and refused(tracker.__enter__)
             assert "pid" in repr(tracker)
+            opened = [file for file in pathlib.Path("/proc/self/fd").iterdir() if file.is_symlink()]
+            assert not [file for file in opened if os.readlink(file).endswith(("/pagemap", "/maps"))]
             with pagemap.track(bounds(memory)) as own:  # nothing of the parent's is in the way
                 memory.write(3)
                 assert pages_in(own.collect(), memory) == {3}

@@ -2,7 +2,7 @@
 
     python tests/kernels/matrix.py                      the suite, as root and as a user, on every kernel
     python tests/kernels/matrix.py --kernel 6.12        on one
-    python tests/kernels/matrix.py --quick              the oldest and the newest, what differs most, as root
+    python tests/kernels/matrix.py --quick              the oldest, the newest and one between, as root
     python tests/kernels/matrix.py --list               what the archive has
     python tests/kernels/matrix.py --report             boots nothing: the table of the results that are kept
     python tests/kernels/matrix.py --facts              what each kernel does (facts.py), a line for each fact
@@ -125,7 +125,7 @@ def unpack(archive: Archive, options: argparse.Namespace) -> list[Kernel]:
         except GoneError as gone:
             print(gone, flush=True)
     if options.quick:
-        there = sorted({there[0], there[-1]}, key=natural) if there else []
+        there = sorted({there[0], there[len(there) // 2], there[-1]}, key=natural) if there else []
     return [archive.unpack(series) for series in there]
 
 
@@ -224,7 +224,7 @@ def arguments() -> argparse.Namespace:
         "--kernel", action="append", metavar="SERIES", help="only this series; may be repeated"
     )
     parser.add_argument("--user", action="append", choices=USERS, help="only this user; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="two kernels, fewer tests, as root")
+    parser.add_argument("--quick", action="store_true", help="three kernels, fewer tests, as root")
     parser.add_argument("--list", action="store_true", help="only list the kernels")
     parser.add_argument("--report", action="store_true", help="only the table of the results that are kept")
     parser.add_argument("--facts", action="store_true", help="run facts.py instead of the suite")
