@@ -243,10 +243,11 @@ inject_userfaultfd(pid_t pid, long flags, struct inject_result *out)
     const struct timespec pause = {.tv_nsec = 2000000};
     int error = 0;
 
-    /* A process that calls execve has no vdso for a moment, then another one. */
+    /* A process that calls execve has no vdso for a moment, then another one; and it ends the threads that
+     * it had. Or only the borrowed thread has ended. */
     for (int attempt = 0; attempt < 5; attempt++) {
         error = inject_once(pid, flags | O_CLOEXEC | O_NONBLOCK, out);
-        if (error == 0 || out->stage != INJECT_VDSO) {
+        if (error == 0 || (out->stage != INJECT_VDSO && (error != -ESRCH || !inject_is_alive(pid)))) {
             break;
         }
         nanosleep(&pause, NULL);

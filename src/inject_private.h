@@ -27,6 +27,8 @@ void inject_release_target(struct inject_target *target);
 long inject_status_field(int status_fd, const char *field);
 /* Whether a thread has begun to exit: ptrace refuses it then as if it were somebody else's. */
 bool inject_is_exiting(pid_t pid, pid_t tid);
+/* Whether a process has a thread that could be borrowed. */
+bool inject_is_alive(pid_t pid);
 /* The processor that a thread runs on or last ran on, or -errno. */
 int inject_processor(pid_t pid, pid_t tid);
 

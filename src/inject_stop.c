@@ -66,6 +66,7 @@ static int
 wait_stop(struct injection *in, int64_t deadline)
 {
     const struct timespec slice = {.tv_nsec = SLICE_NS}, poll = {.tv_nsec = POLL_NS};
+    int64_t asked = inject_now_ns();
     sigset_t child;
 
     sigemptyset(&child);
@@ -80,6 +81,13 @@ wait_stop(struct injection *in, int64_t deadline)
         in->running_at = now;
         if (now >= deadline) {
             return -ETIMEDOUT;
+        }
+        /* The end of a main thread is no news as long as there are others. */
+        if (now >= asked + SLICE_NS) {
+            if (inject_is_exiting(in->target->pid, in->target->tid)) {
+                return -ESRCH;
+            }
+            asked = now;
         }
         if (in->own_process) {
             sigtimedwait(&child, NULL, &slice);

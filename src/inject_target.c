@@ -69,20 +69,6 @@ read_stat(pid_t pid, pid_t tid, struct task_stat *stat)
     return 0;
 }
 
-static bool
-is_dead(const struct task_stat *stat)
-{
-    return stat->state == 'Z' || stat->state == 'X';
-}
-
-bool
-inject_is_exiting(pid_t pid, pid_t tid)
-{
-    struct task_stat stat;
-
-    return read_stat(pid, tid, &stat) != 0 || is_dead(&stat) || (stat.flags & TASK_FLAG_EXITING) != 0;
-}
-
 int
 inject_processor(pid_t pid, pid_t tid)
 {
@@ -123,14 +109,61 @@ inject_status_field(int status_fd, const char *field)
     return length == 0 ? -ESRCH : 0; /* a kernel without the feature has no line for it */
 }
 
-/* The leader, or, when it has exited (it stays a zombie until the last thread ends), any other. */
-static int
-pick_thread(struct inject_target *target, struct inject_result *out)
+static bool
+is_ending(const struct task_stat *stat)
+{
+    return stat->state == 'Z' || stat->state == 'X' || (stat->flags & TASK_FLAG_EXITING) != 0;
+}
+
+bool
+inject_is_exiting(pid_t pid, pid_t tid)
+{
+    struct task_stat stat;
+
+    return read_stat(pid, tid, &stat) != 0 || is_ending(&stat);
+}
+
+/* A thread that is not about to end: the leader, or, when it has exited (it stays a zombie until the last
+ * thread ends), any other. 0 when there is none, or -errno. */
+static pid_t
+living_thread(pid_t pid)
 {
     struct task_stat stat;
     struct dirent *entry;
     char path[64];
+    pid_t found = 0;
     DIR *tasks;
+
+    if (!inject_is_exiting(pid, pid)) {
+        return pid;
+    }
+    snprintf(path, sizeof(path), "/proc/%d/task", pid);
+    tasks = opendir(path);
+    if (tasks == NULL) {
+        return errno == ENOENT ? -ESRCH : -errno;
+    }
+    while (found == 0 && (entry = readdir(tasks)) != NULL) { // NOLINT: a DIR of our own
+        pid_t tid = (pid_t)atoi(entry->d_name);
+
+        if (tid > 0 && read_stat(pid, tid, &stat) == 0 && !is_ending(&stat) &&
+            !(stat.flags & TASK_FLAG_WORKER)) {
+            found = tid;
+        }
+    }
+    closedir(tasks);
+    return found;
+}
+
+bool
+inject_is_alive(pid_t pid)
+{
+    return living_thread(pid) > 0;
+}
+
+static int
+pick_thread(struct inject_target *target, struct inject_result *out)
+{
+    struct task_stat stat;
     int error = read_stat(target->pid, target->pid, &stat);
 
     if (error != 0) {
@@ -139,25 +172,10 @@ pick_thread(struct inject_target *target, struct inject_result *out)
     if (stat.flags & TASK_FLAG_KTHREAD) {
         return inject_fail(out, INJECT_TARGET, EPERM, "a kernel thread has no memory of its own");
     }
-    if (!is_dead(&stat)) {
-        target->tid = target->pid;
-        return 0;
+    target->tid = living_thread(target->pid);
+    if (target->tid < 0) {
+        return inject_fail(out, INJECT_TARGET, -target->tid, "its threads cannot be listed");
     }
-    snprintf(path, sizeof(path), "/proc/%d/task", target->pid);
-    tasks = opendir(path);
-    if (tasks == NULL) {
-        return inject_fail(out, INJECT_TARGET, errno == ENOENT ? ESRCH : errno,
-                           "its threads cannot be listed");
-    }
-    while (target->tid == 0 && (entry = readdir(tasks)) != NULL) { // NOLINT: a DIR of our own
-        pid_t tid = (pid_t)atoi(entry->d_name);
-
-        if (tid > 0 && read_stat(target->pid, tid, &stat) == 0 && !is_dead(&stat) &&
-            !(stat.flags & TASK_FLAG_WORKER)) {
-            target->tid = tid;
-        }
-    }
-    closedir(tasks);
     if (target->tid == 0) {
         return inject_fail(out, INJECT_TARGET, ESRCH, "a zombie: it has exited and waits for its parent");
     }

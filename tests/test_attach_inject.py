@@ -253,6 +253,37 @@ def test_a_process_whose_main_thread_has_exited():
         assert injection.end(target)[1] == 0
 
 
+def test_a_process_whose_main_thread_ends_at_a_random_moment():
+    """It is taken by the main thread or by the other one; it is never reported dead."""
+    refusals = set()
+    for _ in range(100):
+        with injection.start("odd", "leaderless", random.randrange(700_000)) as target:
+            begin = time.monotonic()
+            try:
+                injection.inject(target.pid)
+            except OSError as error:
+                refusals.add((error.errno, error.stage))
+            assert time.monotonic() - begin < 1.5
+            assert target.ask("?") == "0"
+    assert refusals <= {(errno.EOPNOTSUPP, "target")}  # before Linux 6.9
+
+
+def test_a_process_of_which_another_thread_executes_is_not_reported_dead():
+    taken, refusals = 0, []
+    with injection.start("odd", "handing_over", 400, first_words=None) as target:
+        while not select.select([target.process.stdout], [], [], 0)[0]:
+            try:
+                injection.inject(target.pid)
+                taken += 1
+            except OSError as error:
+                refusals.append(error.errno)
+        assert target.hear() == "ready"
+        assert injection.end(target)[1] == 0
+    assert taken > 0
+    assert refusals.count(errno.ESRCH) < 5 + taken / 20, (refusals, taken)  # five times in a row each
+    assert errno.ETIMEDOUT not in refusals
+
+
 def test_a_restartable_sequence_is_aborted_not_resumed():
     with injection.start("odd", "restartable") as target:
         for _ in range(50):

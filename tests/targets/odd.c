@@ -118,10 +118,13 @@ traced(void)
 
 /* The main thread has exited, another goes on. */
 static void
-leaderless(void)
+leaderless(long nanoseconds)
 {
+    const struct timespec moment = {.tv_nsec = nanoseconds};
+
     start_control();
     ready();
+    nanosleep(&moment, NULL);
     pthread_exit(NULL);
 }
 
@@ -313,7 +316,7 @@ main(int argc, char **argv)
         return filtered();
     }
     if (strcmp(kind, "leaderless") == 0) {
-        leaderless();
+        leaderless(argc > 2 ? atol(argv[2]) : 0);
     }
     if (strcmp(kind, "vforking") == 0) {
         return vforking();
