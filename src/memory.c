@@ -7,39 +7,70 @@
 
 #include <sys/mman.h>
 
-/* Address space of `length` bytes at a boundary of huge pages, nothing in it; NULL when there is none. */
+/* Fresh memory at a boundary of huge pages; NULL when there is none. */
 static char *
-reserve_aligned(size_t length)
+map_aligned(size_t length, int protection, int flags)
 {
-    char *reserved =
-        mmap(NULL, length + HUGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *memory = mmap(NULL, length + HUGE_SIZE, protection, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
     size_t before;
 
-    if (reserved == MAP_FAILED) {
+    if (memory == MAP_FAILED) {
         return NULL;
     }
-    before = (HUGE_SIZE - (uintptr_t)reserved % HUGE_SIZE) % HUGE_SIZE;
+    before = (HUGE_SIZE - (uintptr_t)memory % HUGE_SIZE) % HUGE_SIZE;
     if (before > 0) {
-        munmap(reserved, before);
+        munmap(memory, before);
     }
-    munmap(reserved + before + length, HUGE_SIZE - before);
-    return reserved + before;
+    munmap(memory + before + length, HUGE_SIZE - before);
+    return memory + before;
 }
 
 void *
 memory_map(size_t length)
 {
-    char *at = length < HUGE_SIZE ? NULL : reserve_aligned(length);
-    void *memory = mmap(at, length, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | (at == NULL ? 0 : MAP_FIXED), -1, 0);
+    char *aligned = length < HUGE_SIZE ? NULL : map_aligned(length, PROT_READ | PROT_WRITE, 0);
+    void *memory;
 
-    if (memory == MAP_FAILED) {
-        return NULL;
+    if (aligned != NULL) {
+        madvise(aligned, length, MADV_HUGEPAGE);
+        return aligned;
     }
-    if (at != NULL) {
-        madvise(memory, length, MADV_HUGEPAGE);
+    memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+/* Whether the limits of this process (RLIMIT_DATA, RLIMIT_AS, overcommit) leave room for so much more. */
+static bool
+has_room(size_t length)
+{
+    void *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    return memory != MAP_FAILED && munmap(memory, length) == 0;
+}
+
+/*
+ * To a boundary of huge pages, so that these stay whole. MAP_FAILED when it could not be: should the move
+ * itself fail, then its place may be gone or not, or be another thread's by now, and nobody can tell; so it
+ * is left alone, and whether there is room is tried first.
+ */
+static void *
+grow_aligned(void *memory, size_t old_length, size_t length)
+{
+    char *at = map_aligned(length, PROT_NONE, MAP_NORESERVE);
+    void *moved;
+
+    if (at == NULL) {
+        return MAP_FAILED;
     }
-    return memory;
+    if (!has_room(length - old_length)) {
+        munmap(at, length);
+        return MAP_FAILED;
+    }
+    moved = mremap(memory, old_length, length, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+    if (moved != MAP_FAILED) {
+        madvise(moved, length, MADV_HUGEPAGE);
+    }
+    return moved;
 }
 
 void *
@@ -47,14 +78,9 @@ memory_resize(void *memory, size_t old_length, size_t length)
 {
     /* In place where that is possible; it always is for shrinking. */
     void *moved = mremap(memory, old_length, length, 0);
-    char *at;
 
-    if (moved == MAP_FAILED && length >= HUGE_SIZE && (at = reserve_aligned(length)) != NULL) {
-        /* Should this fail, the reservation may be gone or not: it is address space, and left alone. */
-        moved = mremap(memory, old_length, length, MREMAP_MAYMOVE | MREMAP_FIXED, at);
-        if (moved != MAP_FAILED) {
-            madvise(moved, length, MADV_HUGEPAGE);
-        }
+    if (moved == MAP_FAILED && length > old_length && length >= HUGE_SIZE) {
+        moved = grow_aligned(memory, old_length, length);
     }
     if (moved == MAP_FAILED) {
         moved = mremap(memory, old_length, length, MREMAP_MAYMOVE);

@@ -77,3 +77,32 @@ with PageMap(engine=engine) as pm:
         engine,
         workers,
     )
+
+
+def test_a_buffer_that_is_refused_takes_no_address_space():
+    children.run(
+        """
+import re, resource
+from pagemap import _pagemap
+
+def address_space():
+    with open("/proc/self/status") as status:
+        return int(re.search(r"VmSize:\\s*(\\d+)", status.read())[1])
+
+small = _pagemap.RegionBuffer(1000)
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+before = address_space()
+for _ in range(5):
+    for allocate in (_pagemap.RegionBuffer, small.resize):
+        try:
+            allocate((4 << 30) // 24)
+        except MemoryError:
+            pass
+        else:
+            raise AssertionError("the limit does not work")
+assert address_space() < before + (64 << 10), (before, address_space())
+assert small.capacity == 1000
+small.resize((64 << 20) // 24)
+assert small.capacity == (64 << 20) // 24
+"""
+    )
