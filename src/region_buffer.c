@@ -146,15 +146,13 @@ region_buffer_releasebuffer(PyObject *object, Py_buffer *Py_UNUSED(view))
     atomic_fetch_sub(&((RegionBuffer *)object)->hold, 1);
 }
 
+/* With the buffer held, so that its capacity stays. */
 static int
-arg_at(RegionBuffer *self, PyObject *value, uint64_t *at)
+check_at(RegionBuffer *self, uint64_t at)
 {
-    if (arg_u64(value, "at", at) < 0) {
-        return -1;
-    }
-    if (*at >= self->capacity) {
+    if (at >= self->capacity) {
         PyErr_Format(PyExc_ValueError, "at is %llu, but the RegionBuffer has room for %zu regions",
-                     (unsigned long long)*at, self->capacity);
+                     (unsigned long long)at, self->capacity);
         return -1;
     }
     return 0;
@@ -229,7 +227,7 @@ region_buffer_scan(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         refuse_unsafe_wp(request.flags, &request.select, true) < 0 || writer_acquire(self) < 0) {
         return NULL;
     }
-    if (arg_at(self, args[0], &at) < 0) {
+    if (check_at(self, at) < 0) {
         goto done;
     }
 
@@ -304,7 +302,7 @@ region_buffer_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     if (writer_acquire(self) < 0) {
         goto release;
     }
-    if (arg_at(self, args[0], &at) < 0) {
+    if (check_at(self, at) < 0) {
         goto done;
     }
     room = self->capacity - at;

@@ -173,6 +173,24 @@ def test_places_behind_its_end(need, at):
     buffer.resize(9)  # it is not held by the calls that failed
 
 
+def test_a_place_is_asked_for_its_number_once(need):
+    """And not while the buffer is held: what is asked may want to use it."""
+    need("scan")
+    buffer = RegionBuffer(4)
+    asked = []
+
+    class Place:
+        def __index__(self):
+            asked.append(self)
+            buffer.clear()
+            return 0
+
+    with PageMap(engine="scan") as pm:
+        buffer.scan(Place(), pm.fileno(), 0, 0, 0, 0, 0, 0, 0, 0)
+        buffer.read(Place(), pm.fileno(), np.zeros((1, 2), np.uint64), 0, 0, 0, 0, 0, 0, 0)
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
