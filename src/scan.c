@@ -245,7 +245,8 @@ pagemap_scan_small(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
 {
     struct pmu_page_region vec[SMALL_PAGES];
     scan_request request = {0};
-    uint64_t pages, walk_end = 0;
+    const uint64_t page_size = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t length, pages, walk_end = 0;
     size_t count = 0;
     int fd, error;
 
@@ -254,7 +255,8 @@ pagemap_scan_small(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
         arg_masks(args[3], &request.select) < 0) {
         return NULL;
     }
-    pages = (request.end - request.start) / (uint64_t)sysconf(_SC_PAGESIZE);
+    length = request.end - request.start;
+    pages = length / page_size + (length % page_size != 0); /* the kernel looks at whole pages */
     if (request.end < request.start || pages > SMALL_PAGES) {
         PyErr_Format(PyExc_ValueError, "the range must be of %d pages at most", SMALL_PAGES);
         return NULL;

@@ -178,6 +178,21 @@ def test_memory_that_may_not_be_written_is_the_kernels_efault(need):
             )
 
 
+def test_a_small_range_that_ends_within_a_page_includes_it(need):
+    need("scan")
+    with Memory(3) as memory, PageMap(engine="scan") as pm:
+        memory.write(0, 1, 2)
+        masks = (0, PRESENT, 0, PRESENT)
+        for end, pages in ((memory.start + 1, 1), (memory.start + PAGE, 1), (memory.at(2) + 1, 3)):
+            found = np.frombuffer(
+                pagemap._pagemap.scan_small(pm.fileno(), memory.start, end, masks), REGION_DTYPE
+            )
+            assert found.tolist() == [(memory.start, memory.at(pages), PRESENT)]
+        limit = memory.start + pagemap._pagemap.SMALL_PAGES * PAGE
+        with pytest.raises(ValueError, match="pages at most"):
+            pagemap._pagemap.scan_small(pm.fileno(), memory.start, limit + 1, masks)
+
+
 def test_only_the_regions_that_were_found_are_written(call):
     vec = np.full(5, 7, np.dtype(np.uint8)).repeat(24)
     assert call(vec)[0] == 2
