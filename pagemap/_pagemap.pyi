@@ -24,6 +24,7 @@ def pagemap_scan(
     fd: FileDescriptorLike,
     start: SupportsIndex,
     end: SupportsIndex,
+    /,
     vec: Any = None,
     *,
     flags: SupportsIndex = 0,

@@ -7,7 +7,7 @@
 
 static PyMethodDef module_methods[] = {
     {"pagemap_scan", FASTCALL(pagemap_scan), METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("pagemap_scan(fd, start, end, vec=None, *, flags=0, max_pages=0, category_inverted=0,\n"
+     PyDoc_STR("pagemap_scan(fd, start, end, /, vec=None, *, flags=0, max_pages=0, category_inverted=0,\n"
                "             category_mask=0, category_anyof_mask=0, return_mask=0) -> (n, walk_end)\n\n"
                "One PAGEMAP_SCAN ioctl (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst).\n\n"
                "fd: an open /proc/PID/pagemap. start, end: addresses in bytes, end exclusive. vec: any\n"

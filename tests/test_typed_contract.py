@@ -106,6 +106,20 @@ def test_keywords_that_are_declared_are_taken():
     assert [default.value for default in arguments.kw_defaults] == [0] * len(arguments.kwonlyargs)
 
 
+def test_what_stands_by_position_only_is_no_keyword():
+    arguments = functions(TREE.body)["pagemap_scan"]
+    named = [argument.arg for argument in arguments.args]
+    for argument in [*arguments.posonlyargs, *arguments.args]:
+        taken = True
+        try:
+            _pagemap.pagemap_scan(-1, 0, 0, **{argument.arg: "x"})
+        except TypeError as error:
+            taken = "keyword" not in str(error)
+        except ValueError:
+            pass
+        assert taken == (argument.arg in named), argument.arg
+
+
 def test_every_function_says_what_it_does():
     for name in functions(TREE.body):
         assert name in getattr(_pagemap, name).__doc__
