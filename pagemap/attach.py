@@ -38,13 +38,13 @@ class Injection:
 
     def _explain(self, error: OSError) -> OSError:
         """The stages are those of src/inject.h: at which step it failed."""
-        stage, _, reason = (error.strerror or "").partition(": ")
+        reason = error.strerror
         if error.errno == errno.ESRCH:
             return ProcessLookupError(errno.ESRCH, f"{process.why_no_memory(self.pid)} ({reason})")
         text = f"cannot attach to process {self.pid}: {reason}"
         if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
             return UnsupportedError(text)
-        if stage == "seize" and isinstance(error, PermissionError):
+        if getattr(error, "stage", None) == "seize" and isinstance(error, PermissionError):
             text += (
                 "; it takes the same user and kernel.yama.ptrace_scope 0 (or to be its parent, with 1), or"
                 " CAP_SYS_PTRACE (try sudo): see ptrace(2)"

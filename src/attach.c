@@ -17,24 +17,19 @@ stage_name(enum inject_stage stage)
     return names[stage];
 }
 
-/* OSError(errno, "stage: why"), of the subclass that belongs to errno, with the stage as an attribute. */
+/* OSError(errno, why), of the subclass that belongs to errno, with the stage as an attribute. */
 static void
 raise_injection_error(int error, const struct inject_result *result)
 {
-    const char *name = stage_name(result->stage);
-    PyObject *text = PyUnicode_FromFormat("%s: %s", name, result->why);
-    PyObject *stage = PyUnicode_FromString(name);
-    PyObject *exception = NULL;
+    PyObject *stage = PyUnicode_FromString(stage_name(result->stage));
+    PyObject *exception =
+        stage == NULL ? NULL : PyObject_CallFunction(PyExc_OSError, "is", error, result->why);
 
-    if (text != NULL && stage != NULL) {
-        exception = PyObject_CallFunction(PyExc_OSError, "iO", error, text);
-    }
     if (exception != NULL && PyObject_SetAttrString(exception, "stage", stage) == 0) {
         PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
     }
     Py_XDECREF(exception);
     Py_XDECREF(stage);
-    Py_XDECREF(text);
 }
 
 PyObject *

@@ -8,7 +8,6 @@
 
 #ifdef INJECT_SUPPORTED
 
-#include <string.h>
 #include <sys/wait.h>
 #include <time.h>
 

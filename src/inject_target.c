@@ -209,8 +209,7 @@ check_status(struct inject_target *target, struct inject_result *out)
         return inject_fail(out, INJECT_TARGET, ESRCH, "its status cannot be read");
     }
     if (tracer != 0) {
-        return inject_fail(out, INJECT_TRACED, EPERM,
-                           "it is traced already, by a debugger or another tracker");
+        return inject_fail(out, INJECT_TRACED, EPERM, INJECT_WHY_TRACED);
     }
     if (seccomp != 0 && !may_suspend_seccomp()) {
         return inject_fail(
