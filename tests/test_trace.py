@@ -417,6 +417,81 @@ def test_a_damaged_file_is_named(tmp_path, script):
         analysis.dirty_rate(recording)
 
 
+def recorded_parts(script, path, count=4):
+    """A recording of so many parts, with some samples in each."""
+    given = list(random_samples(np.random.default_rng(7), 3 * count))
+    with trace.Recorder(script(given), path) as recorder:
+        for i in range(len(given)):
+            recorder.sample()
+            if i % 3 == 2:
+                recorder._flush()
+    return trace.open(path).only()
+
+
+def test_a_file_that_is_missing_is_named(tmp_path, script):
+    recording = recorded_parts(script, tmp_path)
+    missing = recording.parts[2].path
+    missing.unlink()
+    for question in (analysis.dirty_rate, analysis.working_set, lambda r: r.timeline):
+        with pytest.raises(OSError, match=rf"of the recording of .* is missing.*{missing.name}"):
+            question(trace.open(tmp_path).only())
+    assert trace.open(recording.parts[-1].path).only().timing.samples == 12  # one file alone is a trace, too
+
+
+def test_flipped_bits_are_an_error_that_says_where(tmp_path, script):
+    """Or nothing that anybody would notice: never another exception."""
+    recording = recorded_parts(script, tmp_path)
+    path = recording.parts[1].path
+    good = path.read_bytes()
+    rng = np.random.default_rng(8)
+    errors = []
+    for _ in range(150):
+        bad = bytearray(good)
+        bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+        path.write_bytes(bad)
+        try:
+            found = trace.open(tmp_path)
+            for one in found:
+                one.timeline  # noqa: B018
+                analysis.dirty_rate(one)
+        except (OSError, ValueError) as error:
+            errors.append(str(error))
+    assert len(errors) > 20
+    # Where its neighbour does not fit it, either may be wrong.
+    assert all(str(path.parent) in error for error in errors)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1"])
+def test_vmas_that_cannot_be_read_are_missing(tmp_path, script, content):
+    recording = recorded_parts(script, tmp_path)
+    assert len(recording.vmas) > 0
+    for path in recording.parts[0].path.parent.glob("*.vmas"):
+        path.write_bytes(content)
+    assert len(trace.open(tmp_path).only().vmas) == 0
+
+
+def test_after_a_part_that_could_not_be_written_none_follows(tmp_path, script, monkeypatch):
+    recorder = trace.Recorder(script(list(random_samples(np.random.default_rng(9), 6))), tmp_path)
+    recorder.sample()
+    recorder._flush()
+    recorder._wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        recorder.sample()
+        recorder._flush()
+        with pytest.raises(OSError, match=r"No space left .*\.parquet"):
+            recorder._wait()
+    with pytest.raises(ValueError, match="could not write a part"):
+        recorder.sample()
+    recorder.close()
+    recording = trace.open(tmp_path).only()
+    assert recording.ended == "killed"
+    assert len(recording.timeline.time_ns) == 1
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_what_is_no_trace(tmp_path):
     pa = pytest.importorskip("pyarrow")
     with pytest.raises(FileNotFoundError, match="no such file"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
+import itertools
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,27 +81,42 @@ class Recording:
 
     def __iter__(self) -> Iterator[Series]:
         """A Series for each part that has samples, in order of time."""
+        self._check_complete()
         for part in self.parts:
             if part.rows:
                 yield read_series(part)
 
+    def _check_complete(self) -> None:
+        """OSError where a file is missing between those that are there."""
+        for before, part in itertools.pairwise(self.parts):
+            expected = before.metadata.part + 1
+            if part.metadata.part != expected:
+                name = f"{part.metadata.recording}-{expected:06d}.parquet"
+                text = f"a file of the recording of {self._whose()} is missing, or is there twice"
+                raise OSError(errno.EIO, text, str(part.path.with_name(name)))
+
+    def _whose(self) -> str:
+        return f"{self.name or 'process'} {self.pid} on {self.host}"
+
     @cached_property
     def timeline(self) -> Timeline:
         """When the samples were taken: reads the times alone. Times are ns since 1970."""
+        self._check_complete()
         timeline = Timeline(np.empty(0, np.int64), self.metadata.begin_ns, self.metadata.page_size)
         for part in self.parts:
             if part.rows:
-                timeline = timeline.then(read_times(part))
+                with _damage(part):
+                    timeline = timeline.then(read_times(part))
         return timeline
 
     @cached_property
     def vmas(self) -> VmaTable:
         """All VMAs that were seen, as one table; where they changed, the newest. Empty where the files that
-        are beside the parts are missing.
+        are beside the parts are missing, or cannot be read.
         """
-        pq = arrow().parquet
         paths = (part.path.with_name(f"_{part.path.stem}.vmas") for part in self.parts)
-        return vma_files.merged([pq.ParquetFile(path).read() for path in paths if path.exists()])
+        tables = (vma_files.read(path) for path in paths if path.exists())
+        return vma_files.merged([table for table in tables if table is not None])
 
     def __repr__(self) -> str:
         what = f"{self.name or '?'} (pid {self.pid} on {self.host})"
@@ -168,23 +186,49 @@ def read_part(path: Path) -> Part:
     pa = arrow()
     try:
         footer = pa.parquet.read_metadata(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file, or was cut short: {error}") from error
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is no Parquet file, or was cut short: {reason}") from error
     text = (footer.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise ValueError(f"{path} was not written by pagemap: it has no metadata of a trace")
-    return Part(path, Metadata.from_json(text, str(path)), footer.num_rows)
+    try:
+        metadata = Metadata.from_json(text, str(path))
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: its metadata cannot be read") from error
+    return Part(path, metadata, footer.num_rows)
+
+
+@contextlib.contextmanager
+def _damage(part: Part) -> Iterator[None]:
+    """What cannot be in a file that a recorder wrote is an OSError that names the file."""
+    try:
+        yield
+    except (
+        arrow().ArrowException,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        OSError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        known = part.metadata
+        whose = f"{known.name or 'process'} {known.pid} on {known.host}"
+        reason = str(error).partition("\n")[0]
+        text = f"the file is damaged: {reason} (recording of {whose})"
+        raise OSError(errno.EIO, text, str(part.path)) from error
 
 
 def _columns(part: Part, names: Sequence[str]) -> list[Any]:
     pa = arrow()
-    try:
-        # Not read_table(): that imports what reads whole data sets, and pandas.
-        with pa.parquet.ParquetFile(part.path, memory_map=True) as file:
-            table = file.read(list(names))
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise OSError(errno.EIO, f"the file is damaged: {reason}", str(part.path)) from error
+    # Not read_table(): that imports what reads whole data sets, and pandas.
+    with pa.parquet.ParquetFile(part.path, memory_map=True) as file:
+        table = file.read(list(names))
     columns = []
     for name in names:
         column = table.column(name)
@@ -196,14 +240,16 @@ def _columns(part: Part, names: Sequence[str]) -> list[Any]:
 
 def read_series(part: Part) -> Series:
     """The samples of a part."""
-    time, begin, start, end, categories = _columns(part, REGION_COLUMNS)
-    columns: tuple[U64, U64, U64] = (start, end, categories)
-    return Series.from_rows(time, *columns, begin_ns=int(begin[0]), page_size=part.metadata.page_size)
+    with _damage(part):
+        time, begin, start, end, categories = _columns(part, REGION_COLUMNS)
+        columns: tuple[U64, U64, U64] = (start, end, categories)
+        return Series.from_rows(time, *columns, begin_ns=int(begin[0]), page_size=part.metadata.page_size)
 
 
 def read_times(part: Part) -> Timeline:
     """When the samples of a part were taken."""
-    time, begin = _columns(part, ("time", "begin"))
-    last = np.append(time[1:] != time[:-1], np.ones(min(time.size, 1), np.bool_))
-    times: I64 = time[last]
-    return Timeline(times, int(begin[0]), part.metadata.page_size)
+    with _damage(part):
+        time, begin = _columns(part, ("time", "begin"))
+        last = np.append(time[1:] != time[:-1], np.ones(min(time.size, 1), np.bool_))
+        times: I64 = time[last]
+        return Timeline(times, int(begin[0]), part.metadata.page_size)

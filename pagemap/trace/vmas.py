@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,18 @@ def to_arrow(vmas: VmaTable) -> Any:
     columns["shared"] = pa.array(array["shared"].tolist(), pa.bool_())
     names = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in vmas.names)
     return pa.table({**columns, "name": pa.array(list(names), pa.string())})
+
+
+def read(path: Path) -> Any:
+    """The table in a VMA file; None where it cannot be read."""
+    pa = arrow()
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            table = file.read(list(VMA_COLUMNS))
+        merged([table])
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError):
+        return None
+    return table
 
 
 def as_regions(start: Any, end: Any) -> regions.Regions:
