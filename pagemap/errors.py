@@ -6,6 +6,7 @@ Bad arguments are TypeError and ValueError; what the kernel refuses is an OSErro
 from __future__ import annotations
 
 import errno
+import os
 
 
 class UnsupportedError(OSError):
@@ -22,13 +23,18 @@ class StalledScanError(OSError):
         super().__init__(errno.ELOOP, message)
 
 
+def try_sudo(after: str = "", before: str = "") -> str:
+    """The advice to become root, between these; nothing for root itself."""
+    return f"{before}try sudo{after}" if os.geteuid() else ""
+
+
 def explain(error: OSError, pid: int, path: str) -> OSError:
     """The fitting OSError subclass for an errno that the kernel gave for `pid` and `path`, with advice."""
     code = error.errno
     if code in (errno.EPERM, errno.EACCES):
         text = (
             f"may not look at process {pid}: that needs the same user and a dumpable process, or"
-            " CAP_SYS_PTRACE (try sudo; see ptrace(2), 'Ptrace access mode checking')"
+            f" CAP_SYS_PTRACE ({try_sudo('; ')}see ptrace(2), 'Ptrace access mode checking')"
         )
     elif code in (errno.ENOENT, errno.ESRCH):
         text = f"process {pid} does not exist, has exited or replaced its program (execve), or has no memory"

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from . import _pagemap, process
+from . import _pagemap, errors, process
 from .categories import PAGE_SIZE, REGION_DTYPE, Category, ScanFlag
 from .uffd import new_descriptor
 
@@ -212,7 +212,8 @@ def _probe(euid: int, forks: int) -> Features:
         why["soft_dirty"] = "this kernel does not record soft-dirty pages (CONFIG_MEM_SOFT_DIRTY is off)"
     pfn = bool(entry & _PFN_MASK)
     if not pfn:
-        why["pfn"] = "page frame numbers are hidden from this user: CAP_SYS_ADMIN shows them (try sudo)"
+        advice = errors.try_sudo(")", " (")
+        why["pfn"] = f"page frame numbers are hidden from this user: CAP_SYS_ADMIN shows them{advice}"
     read_categories = Category.PRESENT | Category.SWAPPED | Category.FILE
     if soft_dirty:
         read_categories |= Category.SOFT_DIRTY

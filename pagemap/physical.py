@@ -118,7 +118,7 @@ class _FrameTable:
                 text = f"no physical view: no {path} here (CONFIG_PROC_PAGE_MONITOR is off, or a container)"
                 raise errors.UnsupportedError(text) from error
             except PermissionError as error:
-                text = "no physical view: only root may read it (try sudo)"
+                text = f"no physical view: only root may read it{errors.try_sudo(')', ' (')}"
                 raise PermissionError(error.errno, text, path) from error
         self._told = ~np.uint64(0)
         if self._is_ksm_everywhere():

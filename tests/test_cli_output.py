@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("rich", reason="the command needs click and rich")
 
 import pagemap
+from pagemap import errors
 
 COMMAND = [sys.executable, "-m", "pagemap"]
 ESCAPE = "\x1b"
@@ -207,3 +208,29 @@ def test_wss_of_residency_says_so(evil, tmp_path):
     pytest.importorskip("pyarrow", reason="traces need pyarrow")
     run("record", evil, "-o", tmp_path / "t", "--resident", "-i", "20ms", "-d", "0.1")
     assert "resident or swapped, not those that were written" in run("wss", tmp_path / "t").stdout
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_a_heat_map_on_a_terminal_respects_no_color(recorded, colours, monkeypatch):
+    """Half blocks are two cells by their colours; without, shades say how much."""
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    if not colours:
+        monkeypatch.setenv("NO_COLOR", "1")
+    text = "\n".join(on_a_terminal("heatmap", recorded[0], columns=100))
+    assert ("▀" in text or "▄" in text) is colours
+    assert ("░" in text) is not colours
+
+
+def test_root_is_not_told_to_become_root(monkeypatch):
+    refused = OSError(1, "Operation not permitted")
+    for user in (0, 1000):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert ("sudo" in str(errors.explain(refused, 1, "/proc/1/pagemap"))) == bool(user)
+
+
+def test_a_recording_as_fast_as_it_goes_has_no_interval(evil, tmp_path):
+    pytest.importorskip("pyarrow", reason="traces need pyarrow")
+    run("record", evil, "-o", tmp_path / "t", "--resident", "-i", "0", "-d", "0.1")
+    assert "as fast as it went" in run("report", tmp_path / "t").stdout

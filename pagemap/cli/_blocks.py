@@ -33,7 +33,7 @@ def heatmap(source: analysis.Source, vmas: VmaTable, out: Console, height: int =
 
     In colour, a character is two cells high (upper half blocks).
     """
-    colour = out.color_system is not None and out.is_terminal
+    colour = out.color_system is not None and not out.no_color and out.is_terminal
     width = max(min(out.width, 120) - NAMES - 2, 10)
     grid = analysis.heatmap(source, rows=width, columns=height * (2 if colour else 1), min_hole=1 << 16)
     if not grid.counts.size:

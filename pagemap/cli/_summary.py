@@ -75,6 +75,7 @@ def origin(recording: Recording) -> list[tuple[str, str]]:
     meta, timing, timeline = recording.metadata, recording.timing, recording.timeline
     started = datetime.fromtimestamp(meta.begin_ns / 1e9, UTC)
     n = len(timeline.time_ns)
+    pace = f"one each {seconds(meta.interval_ns)}" if meta.interval_ns else "as fast as it went"
     facts = [
         ("command", printable(" ".join(meta.command)) or "(kernel thread, or gone)"),
         (
@@ -83,7 +84,7 @@ def origin(recording: Recording) -> list[tuple[str, str]]:
         ),
         (
             "samples",
-            f"{n} in {seconds(timeline.end_ns - meta.begin_ns)}, one each {seconds(meta.interval_ns)}",
+            f"{n} in {seconds(timeline.end_ns - meta.begin_ns)}, {pace}",
         ),
         (
             "timing",
