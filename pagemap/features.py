@@ -5,6 +5,7 @@ Every probe works on memory and descriptors of its own and changes nothing that 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -102,6 +103,8 @@ def _known_bits(fd: int, argument: str) -> int:
 def _probe_scan(fd: int, why: dict[str, str]) -> tuple[bool, Category, ScanFlag]:
     try:
         _pagemap.pagemap_scan(fd, 0, 0)
+        categories = Category(_known_bits(fd, "return_mask"))
+        flags = ScanFlag(_known_bits(fd, "flags"))
     except OSError as error:
         why["scan"] = (
             "this kernel has no PAGEMAP_SCAN: Linux 6.7 brings it; until then the `read` engine works"
@@ -113,8 +116,6 @@ def _probe_scan(fd: int, why: dict[str, str]) -> tuple[bool, Category, ScanFlag]
         for flag in ScanFlag:
             why[str(flag.name)] = why["scan"]
         return False, Category(0), ScanFlag(0)
-    categories = Category(_known_bits(fd, "return_mask"))
-    flags = ScanFlag(_known_bits(fd, "flags"))
     for category in Category:
         if category not in categories:
             why[str(category.name)] = (
@@ -129,14 +130,16 @@ def _probe_scan(fd: int, why: dict[str, str]) -> tuple[bool, Category, ScanFlag]
 def _probe_uffd(why: dict[str, str]) -> tuple[bool, bool]:
     try:
         uffd = new_descriptor()
+        known, _ = _pagemap.uffd_api(uffd.fd, 0)
     except OSError as error:
-        why["wp_async"] = why["rwp_async"] = (
-            "this kernel has no userfaultfd (CONFIG_USERFAULTFD)"
-            if error.errno == errno.ENOSYS
-            else f"userfaultfd is refused here ({error.strerror}): {_SECCOMP}"
-        )
+        reasons = {
+            errno.ENOSYS: "this kernel has no userfaultfd (CONFIG_USERFAULTFD)",
+            errno.EINVAL: "this kernel has no userfaultfd for an ordinary user: Linux 5.11 brings it,"
+            " and 6.7 asynchronous write protection",
+        }
+        refused = f"userfaultfd is refused here ({error.strerror}): {_SECCOMP}"
+        why["wp_async"] = why["rwp_async"] = reasons.get(error.errno or 0, refused)
         return False, False
-    known, _ = _pagemap.uffd_api(uffd.fd, 0)
     wp_async = known & UFFD_WANTED == UFFD_WANTED
     rwp_async = bool(known & _pagemap.UFFD_FEATURE_RWP_ASYNC)
     if not wp_async:
@@ -146,14 +149,15 @@ def _probe_uffd(why: dict[str, str]) -> tuple[bool, bool]:
     return wp_async, rwp_async
 
 
-def _probe_drop(pagemap: int, why: dict[str, str]) -> bool:
+def _drops_are_reported(pagemap: int) -> bool:
     """Drops one page, and a whole page table, of protected memory of its own: are both reported?"""
     unit = PAGE_SIZE * (PAGE_SIZE // 8)
     memory = mmap.mmap(-1, 3 * unit, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = -(-np.frombuffer(memory, np.uint8).ctypes.data // unit) * unit
     end = start + 2 * unit
     offset = start - np.frombuffer(memory, np.uint8).ctypes.data
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    with contextlib.suppress(OSError):  # EINVAL where there are none (CONFIG_TRANSPARENT_HUGEPAGE)
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
     for page in range(0, 2 * unit, PAGE_SIZE):
         memory[offset + page] = 1
     uffd = new_descriptor()
@@ -166,7 +170,15 @@ def _probe_drop(pagemap: int, why: dict[str, str]) -> bool:
     written = int(Category.WRITTEN)
     n, _ = _pagemap.pagemap_scan(pagemap, start, end, vec, category_mask=written, return_mask=written)
     expected = [(start + PAGE_SIZE, start + 2 * PAGE_SIZE, written), (start + unit, end, written)]
-    reported = bool(vec[:n].tolist() == expected)
+    return bool(vec[:n].tolist() == expected)
+
+
+def _probe_drop(pagemap: int, why: dict[str, str]) -> bool:
+    try:
+        reported = _drops_are_reported(pagemap)
+    except OSError as error:
+        why["wp_drop"] = f"it could not be tried ({error.strerror}): trackers compare residency as well"
+        return False
     if not reported:
         why["wp_drop"] = (
             "this kernel forgets pages that MADV_DONTNEED drops from protected memory (6.16 to 6.19 do):"

@@ -1,6 +1,10 @@
 """features(): each claim is tried, and each absence has its reason."""
 
+import errno
+import mmap
 import os
+import re
+import sys
 
 import children
 import machine
@@ -137,3 +141,56 @@ def test_the_end_of_the_address_space_is_the_kernels(engine):
         os.close(fd)
     with PageMap(engine=engine) as pm:
         assert pm.entries(limit - witness.PAGE, limit).shape == (1,)
+
+
+def probed_anew():
+    module = sys.modules["pagemap.features"]
+    return module._probe.__wrapped__(os.geteuid(), 0)
+
+
+def refusing(monkeypatch, advices, code):
+    """As on a kernel whose madvise refuses these."""
+
+    class Refusing(mmap.mmap):
+        def madvise(self, advice, *where):
+            if advice in advices:
+                raise OSError(code, os.strerror(code))
+            return super().madvise(advice, *where)
+
+    monkeypatch.setattr(mmap, "mmap", Refusing)
+
+
+def test_a_kernel_without_transparent_huge_pages(monkeypatch):
+    """CONFIG_TRANSPARENT_HUGEPAGE is off, as in every PREEMPT_RT kernel: there is nothing to switch off."""
+    expected = pagemap.features()
+    refusing(monkeypatch, {mmap.MADV_HUGEPAGE, mmap.MADV_NOHUGEPAGE}, errno.EINVAL)
+    assert probed_anew() == expected
+
+
+def test_what_cannot_be_tried_does_not_work_and_says_so(need, monkeypatch):
+    need("wp_async")
+    refusing(monkeypatch, {mmap.MADV_DONTNEED}, errno.EPERM)
+    found = probed_anew()
+    assert found.wp_async
+    assert not found.wp_drop
+    assert "could not be tried (Operation not permitted)" in found.why["wp_drop"]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (errno.EINVAL, r"Linux 5\.11"),
+        (errno.ENOSYS, "CONFIG_USERFAULTFD"),
+        (errno.EPERM, "seccomp"),
+    ],
+)
+def test_why_there_is_no_userfaultfd(monkeypatch, code, says):
+    def refused(flags):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(pagemap._pagemap, "userfaultfd", refused)
+    found = probed_anew()
+    assert not found.wp_async
+    assert not found.wp_drop
+    for name in ("wp_async", "rwp_async", "wp_drop"):
+        assert re.search(says, found.why[name])
