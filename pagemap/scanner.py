@@ -78,7 +78,7 @@ class PageMap:
         self._asked = (Query.PRESENT, Query.PRESENT.masks())  # the last query that was checked
         self._spare: list[_pagemap.RegionBuffer] = []
         self._spare_pools: list[list[_pagemap.RegionBuffer]] = []
-        self._maps_lock = threading.Lock()
+        self._maps_locks = {self._forks: threading.Lock()}
         pagemap, self._maps = process.open_proc(self._pid, "pagemap", "maps")
         self._pagemap = pagemap
 
@@ -324,8 +324,9 @@ class PageMap:
 
     def _maps_text(self) -> bytes:
         maps = self._open_maps()
-        # One reader at a time: concurrent readers of a seq_file make it start over for each other.
-        with self._maps_lock:
+        # One reader at a time: concurrent readers of a seq_file make it start over for each other. A fork has
+        # locks of its own: nobody there ever releases one that another thread held.
+        with self._maps_locks.setdefault(process.fork_count, threading.Lock()):
             try:
                 return read_text(maps.fd, self._pid)
             except OSError as error:

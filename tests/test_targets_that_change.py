@@ -270,6 +270,38 @@ with pagemap.PageMap(pid, engine=engine) as pm:
         )
 
 
+def test_a_fork_while_another_thread_lists_the_vmas():
+    """A lock that a thread held that is not in the child is not waited for there."""
+    with children.idle() as target:
+        target.stands_still()
+        children.run(
+            """
+import os, signal, sys, threading, pagemap
+with pagemap.PageMap(int(sys.argv[1])) as pm:
+    truth = pm.vmas().array.tolist()
+    inside, done = threading.Event(), threading.Event()
+    read_text = pagemap.scanner.read_text
+    def slow(fd, pid):
+        inside.set()
+        done.wait()
+        return read_text(fd, pid)
+    pagemap.scanner.read_text = slow
+    thread = threading.Thread(target=pm.vmas)
+    thread.start()
+    inside.wait()
+    pagemap.scanner.read_text = read_text
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        os._exit(pm.vmas().array.tolist() != truth)
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+""",
+            target.pid,
+        )
+
+
 def test_memory_that_goes_away_in_the_middle_of_a_walk(engine):
     """Batch by batch, with the rest of the range unmapped after the first: what is gone is not found."""
     with Memory(64) as memory, PageMap(engine=engine) as pm:
