@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
+
 from . import regions
 from .arguments import page_range
 from .buffers import as_array, span
@@ -20,10 +22,15 @@ from .uffd import MODES, Userfault, new_descriptor
 TrackMode = Literal["write", "access"]
 
 
+def _is_address(bound: Any) -> bool:
+    """An integer, of NumPy's too. (Arrays have __index__ as well, and memory of their own.)"""
+    return hasattr(bound, "__index__") and not isinstance(bound, np.ndarray)
+
+
 def _flatten(objs: tuple[Any, ...]) -> list[Any]:
     flat: list[Any] = []
     for obj in objs:
-        if isinstance(obj, tuple) and len(obj) == 2 and all(hasattr(bound, "__index__") for bound in obj):
+        if isinstance(obj, tuple) and len(obj) == 2 and all(map(_is_address, obj)):
             flat.append(obj)
         elif isinstance(obj, list | tuple):
             flat += _flatten(tuple(obj))
@@ -126,7 +133,12 @@ def track(*objs: Any, granularity: Granularity = "native", mode: TrackMode = "wr
     if not targets:
         raise TypeError("track() needs memory: a writable buffer or a (start, end) range")
     bounds, pinned = _bounds(targets)
-    keep = tuple(memoryview(target) for target in targets if not isinstance(target, tuple))
+    # An array that somebody holds does not resize, and there are dtypes that no buffer can have (datetime64).
+    keep = tuple(
+        target if isinstance(target, np.ndarray) else memoryview(target)
+        for target in targets
+        if not isinstance(target, tuple)
+    )
     return start_tracker(
         None, new_descriptor, bounds, pinned=pinned, granularity=granularity, mode=mode, keep_alive=keep
     )

@@ -222,3 +222,48 @@ def test_more_regions_than_the_kernel_collects_at_a_time(need):
             assert ((found["start"] - memory.start) // PAGE).tolist() == list(written)
             assert (found["end"] - found["start"] == PAGE).all()
             assert len(tracker.collect()) == 0
+
+
+def is_found(found, item):
+    """Whether the page of an array's first byte is among what was found."""
+    at = item.__array_interface__["data"][0] // PAGE * PAGE
+    return len(pagemap.regions.clip(found, at, at + PAGE)) == 1
+
+
+def test_two_arrays_are_two_arrays():
+    """Not the bounds of a range, though an array has __index__; NumPy's integers are."""
+    arrays = np.zeros((2, 8 * PAGE), np.uint8)
+    first, second = arrays
+    start, end = pagemap.span(arrays)
+    for objects in (
+        (first, second),
+        [first, second],
+        ((first,), [second]),
+        (np.uint64(start), np.int64(end)),
+    ):
+        with pagemap.track(objects) as tracker:
+            tracker.collect()
+            first[4 * PAGE] += 1
+            second[4 * PAGE] += 1
+            found = tracker.collect()
+            assert is_found(found, first[4 * PAGE :])
+            assert is_found(found, second[4 * PAGE :])
+            assert not is_found(found, first[6 * PAGE :])
+
+
+STRINGS = [np.dtypes.StringDType()] if hasattr(np.dtypes, "StringDType") else []
+
+
+@pytest.mark.parametrize(
+    "dtype", ["M8[s]", "m8[us]", [("when", "M8[ns]"), ("what", "<i4")], "O", "U10", *STRINGS], ids=str
+)
+def test_arrays_of_any_dtype(dtype):
+    """Also of those that have no buffer: dates and strings. A tracked array keeps its memory."""
+    array = np.zeros(1 << 16, dtype)
+    middle = len(array) // 2
+    with pagemap.track(array) as tracker:
+        tracker.collect()
+        array[middle] = array[0]
+        assert is_found(tracker.collect(), array[middle:])
+        with pytest.raises(ValueError, match="resize"):
+            array.resize(1)
