@@ -97,16 +97,20 @@ def huge_aligned(table: VmaTable, huge: dict[int, int], bounds: Regions) -> Regi
     return regions.coalesce(region_array([g[0] for g in grown], [g[1] for g in grown]))
 
 
-def huge_devices(table: VmaTable, page_size_at: Callable[[int], int]) -> dict[int, int]:
+def huge_devices(table: VmaTable, page_size_of: Callable[[int, int], int | None]) -> dict[int, int]:
     """Devices whose files are mapped by huge pages, with the page size in bytes.
 
-    hugetlbfs files lie on anonymous devices (major 0), all of one page size: one look-up a device.
+    hugetlbfs files lie on anonymous devices (major 0), all of one page size: one answer a device is enough.
+    `page_size_of` is asked about an address and an inode: None where that file is not mapped there any more.
+    A device all of whose VMAs have gone meanwhile may be hugetlbfs, and mapped again: it counts as huge.
     """
     rows = table.array
-    candidates = (rows["inode"] != 0) & ((rows["dev"] >> np.uint64(8)) & np.uint64(0xFFF) == 0)
-    devices, first = np.unique(rows["dev"][candidates], return_index=True)
-    starts = rows["start"][candidates][first]
-    sizes = {int(dev): page_size_at(int(start)) for dev, start in zip(devices, starts, strict=True)}
+    candidates = rows[(rows["inode"] != 0) & ((rows["dev"] >> np.uint64(8)) & np.uint64(0xFFF) == 0)]
+    sizes = {}
+    for dev in np.unique(candidates["dev"]).tolist():
+        vmas = candidates[candidates["dev"] == np.uint64(dev)]
+        answers = map(page_size_of, vmas["start"].tolist(), vmas["inode"].tolist())
+        sizes[dev] = next((size for size in answers if size is not None), pmd_size())
     return {dev: size for dev, size in sizes.items() if size > PAGE_SIZE}
 
 
@@ -165,15 +169,15 @@ def pmd_size() -> int:
         return PAGE_SIZE * (PAGE_SIZE // 8)
 
 
-def smaps_page_size(pid: int, address: int) -> int:
-    """The page size of the VMA at an address, from smaps: slow, for kernels without PROCMAP_QUERY."""
+def smaps_page_size(pid: int, address: int, inode: int) -> int | None:
+    """The page size of the VMA of a file at an address, from smaps: slow, where PROCMAP_QUERY is missing."""
     inside = False
     with open(f"/proc/{pid}/smaps", "rb") as file:
         for line in file:
-            head = line.split(b" ", 1)[0]
-            if not head.endswith(b":"):
-                start, _, end = head.partition(b"-")
-                inside = int(start, 16) <= address < int(end, 16)
-            elif inside and head == b"KernelPageSize:":
-                return int(line.split()[1]) * 1024
-    return PAGE_SIZE
+            words = line.split(None, 5)
+            if not words[0].endswith(b":"):
+                start, _, end = words[0].partition(b"-")
+                inside = int(start, 16) <= address < int(end, 16) and int(words[4]) == inode
+            elif inside and words[0] == b"KernelPageSize:":
+                return int(words[1]) * 1024
+    return None

@@ -51,15 +51,14 @@ _UNREGISTERED = Query(exclude=Category.WPALLOWED, report=Category(0))
 _REGISTERED = Query(require=Category.WPALLOWED, report=Category(0))
 
 
-def page_size_finder(pagemap: PageMap) -> Callable[[int], int]:
-    """Looks up the page size in bytes of the VMA at an address."""
+def page_size_finder(pagemap: PageMap) -> Callable[[int, int], int | None]:
+    """Looks up the page size in bytes of the VMA at an address; None unless a file of this inode is there."""
     if not features().procmap_query:
-        return lambda address: smaps_page_size(pagemap.pid, address)
+        return lambda address, inode: smaps_page_size(pagemap.pid, address, inode)
 
-    def look_up(address: int) -> int:
-        maps = pagemap._open_maps()
-        found = _pagemap.query_vma(maps.fd, address)
-        return found[2] if found is not None and found[0] <= address else PAGE_SIZE
+    def look_up(address: int, inode: int) -> int | None:
+        found = _pagemap.query_vma(pagemap._open_maps().fd, address)
+        return found[2] if found is not None and found[0] <= address and found[3] == inode else None
 
     return look_up
 
