@@ -21,6 +21,7 @@ import numpy as np
 from . import regions
 from .categories import Category
 from .errors import explain
+from .maps import VmaTable
 from .process import Descriptor
 from .query import Query
 from .scanner import PageMap
@@ -88,15 +89,14 @@ class SoftDirtyTracker(Tracker):
             self.close()
             raise
 
-    def _gather(self) -> None:
+    def _gather(self) -> VmaTable:
         if self._pidfd is None:
-            self._turn()
-        else:
-            with stopped(self.pid, self._pidfd.fd):
-                self._turn()
+            return self._turn()
+        with stopped(self.pid, self._pidfd.fd):
+            return self._turn()
 
-    def _turn(self) -> None:
-        self._table = self._pagemap.vmas()
+    def _turn(self) -> VmaTable:
+        table = self._pagemap.vmas()
         self._found = union(self._found, self._look())
         self._resident = self._scan(_POPULATED)
         path = f"/proc/{self.pid}/clear_refs"
@@ -105,6 +105,7 @@ class SoftDirtyTracker(Tracker):
                 clear_refs.write(_CLEAR_SOFT_DIRTY)
         except OSError as error:
             raise explain(error, self.pid, path) from error
+        return table
 
     def _populated(self) -> Regions:
         return self._scan(_POPULATED)

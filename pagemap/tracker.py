@@ -22,7 +22,7 @@ from .layout import (
     pmd_size,
     region_array,
 )
-from .maps import Vma
+from .maps import Vma, VmaTable
 from .query import Query
 from .registration import Registration
 from .scanner import FIRST, PageMap
@@ -92,6 +92,7 @@ class DirtyTracker(Tracker):
         try:
             found = self._refresh()
             self._start(found)
+            self._table = self._registration.table
             if pinned:
                 self._pinned = found
         except BaseException:
@@ -111,9 +112,7 @@ class DirtyTracker(Tracker):
     def _refresh(self) -> Layout:
         if self._pinned is not None:
             return self._pinned
-        whole = self._registration.refresh()
-        self._table = self._registration.table
-        return whole
+        return self._registration.refresh()
 
     # One walk
 
@@ -214,10 +213,10 @@ class DirtyTracker(Tracker):
             start, end = int(missing["start"][0]), int(missing["end"][0])
             raise ValueError(f"nothing is mapped at {start:#x}-{end:#x}: only mapped memory can be tracked")
 
-    def _gather(self) -> None:
+    def _gather(self) -> VmaTable:
         self._salvage()
         self._accept()
-        whole = self._refresh()
+        whole, table = self._refresh(), self._registration.table
         if not self._writes:
             self._gather_by_call(union(whole.plain, whole.huge))
         else:
@@ -239,11 +238,12 @@ class DirtyTracker(Tracker):
             self._split(regions.relabel(regions.intersection(dense, whole.plain), 0))
             self._accept()
         if self._scan_tells and whole.only_plain and not self._resident:
-            return
+            return table
         # After the walk: what is populated later is reported by the next walk itself.
         dropped, resident = self._dropped(whole, self._found)
         self._found = union(self._found, dropped)
         self._resident = resident
+        return table
 
     def _gather_sparse(self, plain: Regions, mapped: Regions) -> None:
         protected = regions.intersection(self._hull, mapped)

@@ -77,8 +77,8 @@ class Tracker(ABC):
         _live.add(self)
 
     @abstractmethod
-    def _gather(self) -> None:
-        """Adds to _found what was written, and resets it in the same step."""
+    def _gather(self) -> VmaTable:
+        """Adds to _found what was written, and resets it in the same step. Returns the VMAs that it saw."""
 
     @abstractmethod
     def _look(self) -> Regions:
@@ -161,13 +161,15 @@ class Tracker(ABC):
 
     def _deliver(self, budget: int | None, answer: Answer) -> None:
         self._take_back()
+        table = self._table
         if budget is None or regions.page_count(self._pending) < budget:
-            self._gather()
+            table = self._gather()
         if budget is None:
             answer.found = union(self._pending, self._found)
             self._pending = self._found = NOTHING
         else:
             answer.found = self._first(budget)
+        self._table = table
 
     def _take_back(self) -> None:
         """Answers that an exception kept from their caller."""
@@ -206,9 +208,10 @@ class Tracker(ABC):
         self._in_turn(self._forget)
 
     def _forget(self) -> None:
-        self._gather()
+        table = self._gather()
         self._undelivered.clear()
         self._pending = self._found = NOTHING
+        self._table = table
 
     def rounds(self, interval: float, count: SupportsIndex | None = None) -> Iterator[tuple[int, Regions]]:
         """collect() every `interval` seconds, `count` times (None: for ever).

@@ -252,3 +252,28 @@ def test_a_stack_at_the_very_end_of_the_address_space(need):
                     assert time.monotonic() < deadline
         words, status = injection.end(target)
         assert (words.split()[0], status) == ("ok", 0), words
+
+
+def test_vmas_are_as_the_last_collect_saw_them(need):
+    """Who mirrors the memory sees there what to forget: what went, and came back before the look, too."""
+    need("wp_async")
+    with children.target(CHILD) as target, pagemap.attach(target.pid) as tracker:
+        at = 0x6000_0000_0000
+        mapping = f"map({PAGES}, PRIVATE | ANONYMOUS | FIXED, {at})"
+        assert tracker.vmas.find(at) is None
+        target.ask(mapping)
+        tracker.collect()
+        assert tracker.vmas.find(at) is not None
+        target.ask(f"libc.munmap({at}, {PAGES * PAGE})")
+        tracker.peek()
+        assert tracker.vmas.find(at) is not None
+        tracker.collect()
+        assert tracker.vmas.find(at) is None
+        target.ask(mapping)
+        tracker.peek()
+        tracker.populated()
+        assert tracker.vmas.find(at) is None
+        tracker.collect(0)
+        assert tracker.vmas.find(at) is None
+        tracker.collect(1)
+        assert tracker.vmas.find(at) is not None
