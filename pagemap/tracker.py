@@ -246,19 +246,20 @@ class DirtyTracker(Tracker):
         return table
 
     def _gather_sparse(self, plain: Regions, mapped: Regions) -> None:
+        self._vanished = union(self._vanished, regions.difference(self._hull, mapped))
         protected = regions.intersection(self._hull, mapped)
         hull = regions.intersection(protected, plain)
+        owed = self._owed(mapped)
+        self._found = union(self._found, owed)
         # Walks are joined over what was not mapped as the VMAs were listed. What has been since may be found
         # and protected with the rest: it is reported again once it is listed.
-        late = regions.intersection(self._late, mapped)
-        self._found = union(self._found, late)
-        self._late = NOTHING
         self._walk(bridged(hull, mapped), reset=True)
-        self._late = regions.difference(self._stage, mapped)
+        late = regions.difference(self._stage, mapped)
+        self._late = union(self._late, late)
         self._accept()
         # Whatever was reported is protected from then on, populated or not: its loss has to be reported, too.
         holes = regions.difference(plain, protected)
-        found = union(self._scan(_POPULATED, holes), regions.intersection(late, holes))
+        found = union(self._scan(_POPULATED, holes), regions.intersection(owed, holes))
         fresh = aligned(found, pmd_size(), holes)
         if len(fresh):
             # In this order: what is populated after the walk is protected by it, and reported by the next.
@@ -269,6 +270,11 @@ class DirtyTracker(Tracker):
             self._found = union(self._found, self._labelled(regions.intersection(self._stage, populated)))
             self._stage = NOTHING
         self._hull = union(protected, fresh)
+        self._late = late
+
+    def _owed(self, mapped: Regions) -> Regions:
+        """Mapped memory outside of the hull of which somebody may have pages: it is reported whole."""
+        return self._labelled(regions.intersection(union(self._late, self._vanished), mapped))
 
     def _gather_by_call(self, ranges: Regions) -> None:
         """Look, then protect what was found, by a call of its own: hugetlb, and accesses.
@@ -361,7 +367,7 @@ class DirtyTracker(Tracker):
             holes = regions.difference(whole.plain, hull)
             populated = self._labelled(self._scan(_POPULATED, holes))
             self._late = union(self._late, populated)
-            seen = union(seen, populated)
+            seen = union(seen, self._owed(whole.mapped))
         if len(whole.opaque):
             seen = union(seen, self._labelled(self._scan(_POPULATED, whole.opaque)))
         return union(seen, self._dropped(whole, seen)[0])

@@ -47,10 +47,11 @@ def union(a: Regions, b: Regions) -> Regions:
 class Answer:
     """What a collect() is about to return: held where an exception cannot lose it."""
 
-    __slots__ = ("found",)
+    __slots__ = ("found", "vanished")
 
     def __init__(self) -> None:
         self.found: Regions = NOTHING
+        self.vanished: Regions = NOTHING
 
 
 class Tracker(ABC):
@@ -74,6 +75,8 @@ class Tracker(ABC):
         self._found: Regions = NOTHING
         self._pending: Regions = NOTHING
         self._undelivered: list[Answer] = []
+        # Unmapped since the last answer: who has that answer still has pages of it, until `vmas` says so.
+        self._vanished: Regions = NOTHING
         _live.add(self)
 
     @abstractmethod
@@ -161,20 +164,23 @@ class Tracker(ABC):
 
     def _deliver(self, budget: int | None, answer: Answer) -> None:
         self._take_back()
-        table = self._table
+        gathered = None
         if budget is None or regions.page_count(self._pending) < budget:
-            table = self._gather()
+            gathered = self._gather()
         if budget is None:
             answer.found = union(self._pending, self._found)
             self._pending = self._found = NOTHING
         else:
             answer.found = self._first(budget)
-        self._table = table
+        if gathered is not None:
+            answer.vanished, self._vanished = self._vanished, NOTHING
+            self._table = gathered
 
     def _take_back(self) -> None:
         """Answers that an exception kept from their caller."""
         while self._undelivered:
             self._pending = union(self._pending, self._undelivered[0].found)
+            self._vanished = union(self._vanished, self._undelivered[0].vanished)
             del self._undelivered[0]
 
     def _first(self, budget: int) -> Regions:
@@ -210,7 +216,7 @@ class Tracker(ABC):
     def _forget(self) -> None:
         table = self._gather()
         self._undelivered.clear()
-        self._pending = self._found = NOTHING
+        self._pending = self._found = self._vanished = NOTHING
         self._table = table
 
     def rounds(self, interval: float, count: SupportsIndex | None = None) -> Iterator[tuple[int, Regions]]:

@@ -9,6 +9,7 @@ import time
 import children
 import injection
 import pytest
+from test_track_interrupted import Strikes
 from witness import PAGE, PMD, is_canonical
 
 import pagemap
@@ -277,3 +278,46 @@ def test_vmas_are_as_the_last_collect_saw_them(need):
         assert tracker.vmas.find(at) is None
         tracker.collect(1)
         assert tracker.vmas.find(at) is not None
+
+
+class StrikesInTrackers(Strikes):
+    """Strikes not inside of what trackers call: there are too many places to try each."""
+
+    def _profile(self, frame, event, argument):
+        if frame.f_code.co_filename in (pagemap.tracker.__file__, pagemap.tracking.__file__):
+            super()._profile(frame, event, argument)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("collects", [1, 2])
+def test_what_went_unsaid_and_came_back_is_reported_whole(need, collects):
+    """Who mirrors the memory still has its old pages: no answer said that they had gone."""
+    need("wp_async")
+    with children.target(CHILD) as target, pagemap.attach(target.pid) as tracker:
+        at = 0x6000_0000_0000
+        map_it = f"map({PAGES}, PRIVATE | ANONYMOUS | FIXED, {at})"
+        first, struck = 0, True
+        while struck:
+            target.ask(map_it)
+            target.ask(f"write({at}, *range({PAGES}))")
+            assert regions.page_count(regions.clip(tracker.collect(), at, at + PAGES * PAGE)) == PAGES
+            target.ask(f"libc.munmap({at}, {PAGES * PAGE})")
+            for place in range(first, first + collects):
+                _, struck = StrikesInTrackers(place).hit(tracker.collect)
+            if struck:
+                target.ask(map_it)
+                target.ask(f"write({at}, 5)")
+                shown = regions.clip(tracker.peek(), at, at + PAGES * PAGE)
+                found = regions.clip(tracker.collect(), at, at + PAGES * PAGE)
+                assert tracker.vmas.find(at) is not None
+                assert regions.page_count(found) == PAGES, first
+                assert not len(regions.difference(shown, found)), first
+                # What was reported is protected: a mirror is told of its loss.
+                target.ask(f"write({at}, 5, 50)")
+                tracker.collect()
+                target.ask(f"libc.madvise({at}, {PAGES * PAGE}, 4)")
+                found = regions.clip(tracker.collect(), at, at + PAGES * PAGE)
+                assert regions.page_count(found) == PAGES, first
+                target.ask(f"libc.munmap({at}, {PAGES * PAGE})")
+            first += 1
+        assert first > 20
