@@ -211,7 +211,7 @@ class Registration:
         listing = self._listing()
         if listing == self._listed:
             return False
-        self._layout = None
+        self._layout = self._listed = None  # until all is taken from the new one: an interrupt may strike
         self.table = table = VmaTable.parse(
             listing if isinstance(listing, bytes) else self._pagemap._maps_text()
         )

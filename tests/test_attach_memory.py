@@ -283,8 +283,10 @@ def test_vmas_are_as_the_last_collect_saw_them(need):
 class StrikesInTrackers(Strikes):
     """Strikes not inside of what trackers call: there are too many places to try each."""
 
+    FILES = tuple(module.__file__ for module in (pagemap.tracking, pagemap.tracker, pagemap.registration))
+
     def _profile(self, frame, event, argument):
-        if frame.f_code.co_filename in (pagemap.tracker.__file__, pagemap.tracking.__file__):
+        if frame.f_code.co_filename in self.FILES:
             super()._profile(frame, event, argument)
 
 
