@@ -56,7 +56,8 @@ def attach(pid: SupportsIndex, *, granularity: Granularity = "native", mode: Tra
     """Starts tracking all memory of another process: which pages it writes from now on.
 
     The methods are those of track(). Memory that the process maps, grows or moves later is found by the
-    next round, and its populated pages count as written. The tracker's `stopped_us` says for how many
+    next round, and its populated pages count as written; where it maps in that very moment, those of the
+    VMAs beside count, too. The tracker's `stopped_us` says for how many
     microseconds the process stood still; afterwards the first write to each page in each round costs it
     about one. `refused` lists the VMAs that cannot be tracked. Who keeps a copy of the memory begins with
     the pages of populated(), and forgets after each collect() what is in none of `vmas`.
@@ -72,7 +73,7 @@ def attach(pid: SupportsIndex, *, granularity: Granularity = "native", mode: Tra
     is track().
 
     granularity, mode: see track(). Raises ProcessLookupError, PermissionError (also for a process that
-    is traced already), UnsupportedError (a 32-bit process, no vdso), TimeoutError (a process that does not
+    is traced already), OSError EBUSY where another userfaultfd holds all of it, UnsupportedError (a 32-bit process, no vdso), TimeoutError (a process that does not
     stop), TypeError, ValueError; the target is then as it was before.
     """
     number = process.check_pid(pid)
