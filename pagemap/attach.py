@@ -57,10 +57,10 @@ def attach(pid: SupportsIndex, *, granularity: Granularity = "native", mode: Tra
 
     The methods are those of track(). Memory that the process maps, grows or moves later is found by the
     next round, and its populated pages count as written; where it maps in that very moment, those of the
-    VMAs beside count, too. The tracker's `stopped_us` says for how many
-    microseconds the process stood still; afterwards the first write to each page in each round costs it
-    about one. `refused` lists the VMAs that cannot be tracked. Who keeps a copy of the memory begins with
-    the pages of populated(), and forgets after each collect() what is in none of `vmas`.
+    VMAs beside count, too. The tracker's `stopped_us` says for how many microseconds the process stood
+    still; afterwards the first write to each page in each round costs it about one. `refused` lists the
+    VMAs that cannot be tracked. Who keeps a copy of the memory begins with the pages of populated(), and
+    forgets after each collect() what is in none of `vmas`.
 
     One call of the target may go another way than without: an mremap(2) of several mappings at once, which
     Linux 6.17 began to allow, is refused where they are tracked (EFAULT; the first may have moved).
@@ -73,8 +73,9 @@ def attach(pid: SupportsIndex, *, granularity: Granularity = "native", mode: Tra
     is track().
 
     granularity, mode: see track(). Raises ProcessLookupError, PermissionError (also for a process that
-    is traced already), OSError EBUSY where another userfaultfd holds all of it, UnsupportedError (a 32-bit process, no vdso), TimeoutError (a process that does not
-    stop), TypeError, ValueError; the target is then as it was before.
+    is traced already), OSError EBUSY where another userfaultfd holds all of it, UnsupportedError (a 32-bit
+    process, no vdso), TimeoutError (a process that does not stop), TypeError, ValueError; the target is
+    then as it was before.
     """
     number = process.check_pid(pid)
     if number == os.getpid():
