@@ -91,6 +91,18 @@ def test_what_others_chose_is_escaped_in_traces(evil, recorded, tmp_path):
         assert ESCAPE not in done.stdout + done.stderr, arguments
 
 
+def test_a_file_that_is_no_trace_is_named_without_what_a_terminal_obeys(tmp_path):
+    pytest.importorskip("pyarrow", reason="traces need pyarrow")
+    (tmp_path / f"{EVIL}.parquet").write_bytes(b"no trace")
+    done = run("report", tmp_path)
+    assert done.returncode == 1
+    assert f"{SHOWN}.parquet is no Parquet file" in done.stderr
+    assert ESCAPE not in done.stderr
+    gone = run("report", tmp_path / EVIL)
+    assert SHOWN in gone.stderr
+    assert ESCAPE not in gone.stderr
+
+
 def on_a_terminal(*args, columns):
     """The lines that a command prints on a terminal of so many columns."""
     ours, theirs = pty.openpty()

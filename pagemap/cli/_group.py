@@ -19,6 +19,7 @@ import click
 from click.exceptions import Exit
 
 from pagemap.errors import UnsupportedError
+from pagemap.maps import printable
 
 from . import EXIT_UNSUPPORTED
 
@@ -83,7 +84,9 @@ def errors_as_messages() -> Iterator[None]:
 def describe(error: OSError) -> str:
     """An OSError as a sentence: what was wrong, and with which file."""
     text = error.strerror or str(error)
-    return f"{text} ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else text
+    if isinstance(error.filename, str | bytes):
+        text += f" ({os.fsdecode(error.filename)})"
+    return printable(text)
 
 
 @click.group(

@@ -58,7 +58,7 @@ def open_trace(path: str | Path) -> Trace:
     except ImportError as error:
         raise Unsupported(str(error)) from error
     except ValueError as error:
-        raise Failure(str(error)) from error
+        raise Failure(printable(str(error))) from error
     return found
 
 
