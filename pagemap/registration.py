@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from . import _pagemap, regions
 from .categories import PAGE_SIZE, Category
-from .features import features
 from .layout import (
     PROT_WRITE,
     Layout,
@@ -53,7 +52,7 @@ _REGISTERED = Query(require=Category.WPALLOWED, report=Category(0))
 
 def page_size_finder(pagemap: PageMap) -> Callable[[int, int], int | None]:
     """Looks up the page size in bytes of the VMA at an address; None unless a file of this inode is there."""
-    if not features().procmap_query:
+    if not pagemap._procmap_query:
         return lambda address, inode: smaps_page_size(pagemap.pid, address, inode)
 
     def look_up(address: int, inode: int) -> int | None:
@@ -230,7 +229,7 @@ class Registration:
 
         A few VMAs are looked up one by one, which is cheaper than the text of all.
         """
-        if self._everything or self._vma_count > FEW_VMAS or not features().procmap_query:
+        if self._everything or self._vma_count > FEW_VMAS or not self._pagemap._procmap_query:
             return self._pagemap._maps_text()
         maps = self._pagemap._open_maps()
         found = []

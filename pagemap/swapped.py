@@ -20,11 +20,27 @@ from .query import Query
 from .scanner import PageMap
 
 SWAPPED = Query(require=Category.SWAPPED, report=Category(0))
+_PRESENT = Query(require=Category.PRESENT, report=Category(0))
+_TRIES = 16
+_FRAME = np.uint64((1 << 55) - 1)
 _PRESENT_ENTRY = np.uint64(1 << 63)
 _SWAPPED_ENTRY = np.uint64(1 << 62)
 _SWAP_TYPE = np.uint64(31)  # all bits of the field; and a marker has all of them set
 _UNIT = 2 << 20
 _CHUNK = 256 << 20
+
+
+def sees_frames(pagemap: PageMap) -> bool:
+    """Whether entries that are read through this descriptor have page frame numbers.
+
+    What counts is who opened it (fs/proc/task_mmu.c, pagemap_open), not who reads. So a page that is in
+    memory tells; some, for any may be gone before it is read.
+    """
+    return any(
+        entry & _PRESENT_ENTRY and entry & _FRAME
+        for region in pagemap.scan(_PRESENT, max_pages=_TRIES)
+        for entry in pagemap.entries(int(region["start"]), int(region["end"]))
+    )
 
 
 def without_markers(pagemap: PageMap, found: npt.NDArray[Any]) -> npt.NDArray[Any]:

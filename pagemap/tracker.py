@@ -26,7 +26,7 @@ from .maps import Vma, VmaTable
 from .query import Query
 from .registration import Registration
 from .scanner import FIRST, PageMap
-from .swapped import SWAPPED, without_markers
+from .swapped import SWAPPED, sees_frames, without_markers
 from .tracking import NOTHING, Regions, Tracker, union
 from .uffd import REFUSALS, Userfault
 from .walk import HUGE, IoctlWalk, regions_of
@@ -74,7 +74,10 @@ class DirtyTracker(Tracker):
         self._masks = Query(require=uffd.mode.category).masks()
         self._writes = uffd.mode.category == Category.WRITTEN
         self._sparse = sparse and self._writes
-        self._scan_tells = features().wp_drop or not self._writes
+        # All that has to be asked is asked now: the process may give up its rights later.
+        self._reports_drops = features().wp_drop
+        self._scan_tells = self._reports_drops or not self._writes
+        self._sees_frames = False
         self._stage: Regions = NOTHING
         # A long answer is a view of the buffer that the kernel filled; the next goes to the other one.
         self._buffer = _pagemap.RegionBuffer(FIRST)
@@ -90,6 +93,7 @@ class DirtyTracker(Tracker):
         self._huge: Regions = NOTHING
         self._pinned: Layout | None = None
         try:
+            self._sees_frames = sees_frames(pagemap)
             found = self._refresh()
             self._start(found)
             self._table = self._registration.table
@@ -313,7 +317,7 @@ class DirtyTracker(Tracker):
             "huge": (_RESIDENT, whole.huge),
             "opaque": (_POPULATED, whole.opaque),
         }
-        if not features().wp_drop:
+        if not self._reports_drops:
             watched["plain"] = (_POPULATED, whole.plain)
         return {name: self._scan(query, ranges) for name, (query, ranges) in watched.items() if len(ranges)}
 
@@ -324,7 +328,7 @@ class DirtyTracker(Tracker):
         return union(regions.relabel(found[present], 0), self._in_swap(found[~present]))
 
     def _in_swap(self, found: Regions) -> Regions:
-        return without_markers(self._pagemap, found) if len(found) and features().pfn else found
+        return without_markers(self._pagemap, found) if len(found) and self._sees_frames else found
 
     def _dropped(self, whole: Layout, written: Regions) -> tuple[Regions, dict[str, Regions]]:
         """Pages that lost their content since the last round and are still mapped; what to watch in the next.
@@ -337,7 +341,7 @@ class DirtyTracker(Tracker):
         for name, before in self._resident.items():
             gone = union(gone, regions.difference(before, resident.get(name, NOTHING)))
         if "copied" in resident:
-            certain = features().pfn
+            certain = self._sees_frames
             copies = self._resident.get("copied", NOTHING)
             if certain or not self._sparse:  # else `written` has markers in it
                 copies = union(copies, regions.relabel(regions.intersection(written, whole.copied), 0))

@@ -5,6 +5,7 @@ import gc
 import mmap
 import os
 import sys
+import textwrap
 import threading
 import time
 import weakref
@@ -333,3 +334,56 @@ def test_a_refusal_is_not_its_own_cause(monkeypatch):
         pagemap.track(bounds(memory))
     assert raised.value is refusal
     assert refusal.__cause__ is None
+
+
+# Rights that come and go
+
+
+def test_rights_given_up_after_the_start(need):
+    """All descriptors are open: nothing is asked anew that this user may not ask."""
+    need("root")
+    code = """
+    import subprocess, sys
+    from tracked import bounds, file_private, pages_in, plain
+    target = subprocess.Popen([sys.executable, "-S", "-E", "-c", "input()"], stdin=subprocess.PIPE)
+    with plain() as memory, file_private() as file, pagemap.attach(target.pid) as other:
+        with pagemap.track(bounds(memory)) as one, pagemap.track(bounds(file), granularity="page") as two:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            for tracker in (one, two, other):
+                tracker.collect()
+            memory.write(3, 4)
+            file.write(5, 9)
+            assert pages_in(one.peek(), memory) == {3, 4}
+            assert pages_in(two.peek(), file) == {5, 9}
+            for tracker in (one, two, other):
+                assert len(tracker.populated())
+            assert pages_in(one.collect(), memory) == {3, 4}
+            assert pages_in(two.collect(), file) == {5, 9}
+            other.collect()
+    target.communicate(b"the end")
+    """
+    children.run("import os, pagemap\n" + textwrap.dedent(code))
+
+
+def test_rights_taken_back_after_the_start(need):
+    """Frame numbers are shown to who may see them as the file is opened, not as it is read."""
+    need("root")
+    code = """
+    import ctypes
+    from memory import DONTNEED
+    from tracked import bounds, file_private, pages_in
+    assert pagemap.features()
+    with file_private() as file:
+        os.setresuid(65534, 65534, 0)
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, which the change of user cleared
+        with pagemap.track(bounds(file)) as tracker:
+            os.setresuid(0, 0, 0)
+            ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+            file.write(0, 3)
+            assert pages_in(tracker.collect(), file) >= {0, 3}
+            file.advise(DONTNEED)
+            assert pages_in(tracker.collect(), file) >= {0, 3}
+    """
+    children.run("import os, pagemap\n" + textwrap.dedent(code))
