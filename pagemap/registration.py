@@ -179,12 +179,13 @@ class Registration:
 
     def refused_vmas(self) -> list[tuple[Vma, str]]:
         """The VMAs that cannot be registered, with the reason in words."""
-        if not self.refused:
+        refused = self.refused.copy()  # another thread may be in a round
+        if not refused:
             return []
         return [
-            (vma, REFUSALS.get(self.refused[vma.start, vma.end], "the kernel refuses"))
+            (vma, REFUSALS.get(refused[vma.start, vma.end], "the kernel refuses"))
             for vma in self.table
-            if (vma.start, vma.end) in self.refused
+            if (vma.start, vma.end) in refused
         ]
 
     def has_writable(self) -> bool:

@@ -105,10 +105,6 @@ class DirtyTracker(Tracker):
 
     @property
     def refused(self) -> list[tuple[Vma, str]]:
-        """VMAs that cannot be tracked, with the reason.
-
-        Those among them that are writable are reported whole, as far as they are populated, each round.
-        """
         return self._registration.refused_vmas()
 
     # Which memory

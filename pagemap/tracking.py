@@ -19,7 +19,7 @@ import numpy.typing as npt
 from . import process, regions
 from .arguments import as_count
 from .categories import PAGE_SIZE, REGION_DTYPE, Category
-from .maps import VmaTable
+from .maps import Vma, VmaTable
 from .scanner import PageMap
 
 Regions = npt.NDArray[Any]
@@ -113,6 +113,14 @@ class Tracker(ABC):
         its populated pages are reported.
         """
         return self._table
+
+    @property
+    def refused(self) -> list[tuple[Vma, str]]:
+        """VMAs that cannot be tracked, with the reason; none by soft-dirty bits, which all memory has.
+
+        Those among them that are writable are reported whole, as far as they are populated, each round.
+        """
+        return []
 
     @property
     def closed(self) -> bool:

@@ -92,6 +92,12 @@ def test_reported_is_what_was_written(soft_dirty, kind):
         assert pages(tracker.collect(), memory) == set()
 
 
+def test_refuses_nothing(soft_dirty):
+    with plain() as memory:
+        tracker, _ = soft_dirty(None, bounds(memory))
+        assert tracker.refused == []
+
+
 def test_dropped_pages(soft_dirty):
     with plain() as memory:
         memory.write(*range(PAGES))

@@ -252,6 +252,23 @@ def test_threads_share_one():
         sys.setswitchinterval(before)
 
 
+def test_what_is_refused_while_another_thread_is_in_a_round():
+    with children.idle() as target, pagemap.attach(target.pid) as tracker:
+        registration = tracker._registration
+        refused = tracker.refused
+        assert refused
+
+        class Meanwhile(list):
+            def __iter__(self):
+                for vma in super().__iter__():
+                    if (vma.start, vma.end) in registration.refused:
+                        registration.refused = {}
+                    yield vma
+
+        registration.table = Meanwhile(registration.table)
+        assert {vma.start for vma, _ in tracker.refused} == {vma.start for vma, _ in refused}
+
+
 def test_closed_by_another_thread():
     for turn in range(30):
         with plain() as memory:

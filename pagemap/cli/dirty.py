@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pagemap import PAGE_SIZE, DirtyTracker, Tracker, regions
+from pagemap import PAGE_SIZE, Tracker, regions
 from pagemap.attach import attach
 from pagemap.maps import printable
 
@@ -163,10 +163,9 @@ def shown(name: str) -> str:
 
 def untracked(tracker: Tracker) -> list[str]:
     """What may be written unseen, and is counted whole therefore."""
-    refused = tracker.refused if isinstance(tracker, DirtyTracker) else []
     return [
         f"{vma.start:x} {shown(vma.name)} cannot be tracked, all of it counts as written: {why}"
-        for vma, why in refused
+        for vma, why in tracker.refused
         if "w" in vma.permissions
     ]
 
