@@ -34,6 +34,8 @@ FIRST = 8192
 SMALL_RANGE = _pagemap.SMALL_PAGES * PAGE_SIZE
 """Ranges of so many bytes are one system call, and no buffer."""
 IN_PAGE = PAGE_SIZE - 1
+ENTRIES = 8 << 20
+"""Entries that entries() reads in one call (64 MiB): Ctrl-C comes between two of them."""
 MIN_CHUNK = 16 << 20
 """Bytes of mapped memory that are worth handing to another thread."""
 CHUNKS_PER_WORKER = 24
@@ -303,7 +305,8 @@ class PageMap:
         first, last = self._range(start, end)
         out = np.empty((last - first) // PAGE_SIZE, np.uint64)
         try:
-            _pagemap.read_entries(pagemap.fd, first, out)
+            for i in range(0, len(out), ENTRIES):
+                _pagemap.read_entries(pagemap.fd, first + i * PAGE_SIZE, out[i : i + ENTRIES])
         except OSError as error:
             self._raise(error)
         return out

@@ -197,3 +197,28 @@ def test_a_walk_that_does_not_move_is_an_error():
     with pytest.raises(StalledScanError, match=f"stays at {PAGE:#x}") as caught:
         walk.fill(_pagemap.RegionBuffer(16))
     assert isinstance(caught.value, OSError)
+
+
+def test_entries_are_read_in_parts_between_which_ctrl_c_comes(monkeypatch):
+    """The answer is the same."""
+    monkeypatch.setattr(pagemap.scanner, "ENTRIES", 5)
+    read, calls = pagemap._pagemap.read_entries, []
+
+    def counted(fd, address, out):
+        calls.append((address, len(out)))
+        read(fd, address, out)
+        if len(calls) == interrupted_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pagemap._pagemap, "read_entries", counted)
+    with Memory(17) as memory, PageMap() as pm:
+        memory.write(0, 4, 5, 11, 16)
+        interrupted_at = None
+        entries = pm.entries(memory.start, memory.end)
+        assert (entries >> np.uint64(63)).nonzero()[0].tolist() == [0, 4, 5, 11, 16]
+        assert calls == [(memory.at(0), 5), (memory.at(5), 5), (memory.at(10), 5), (memory.at(15), 2)]
+        calls.clear()
+        interrupted_at = 2
+        with pytest.raises(KeyboardInterrupt):
+            pm.entries(memory.start, memory.end)
+        assert len(calls) == 2
