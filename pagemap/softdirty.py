@@ -10,6 +10,7 @@ Pages that MADV_DONTNEED drops are found by comparing residency, unless they are
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -20,7 +21,7 @@ import numpy as np
 
 from . import regions
 from .categories import Category
-from .errors import explain
+from .errors import UnsupportedError, explain
 from .maps import VmaTable
 from .process import Descriptor
 from .query import Query
@@ -70,6 +71,18 @@ def stopped(pid: int, pidfd: int) -> Iterator[None]:
             signal.pidfd_send_signal(pidfd, signal.SIGCONT)
 
 
+def _open_pidfd(pid: int) -> Descriptor:
+    try:
+        return Descriptor(os.pidfd_open(pid))
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        raise UnsupportedError(
+            "this kernel has no pidfd_open, without which another process cannot be stopped safely:"
+            " Linux 5.3 brings it"
+        ) from error
+
+
 class SoftDirtyTracker(Tracker):
     """Pages written since the last collect(), by soft-dirty bits. See the module for what differs."""
 
@@ -82,7 +95,7 @@ class SoftDirtyTracker(Tracker):
         try:
             if self.pid != os.getpid():
                 # In this order: if it still has the memory of `pagemap`, the pid was not another's.
-                self._pidfd = Descriptor(os.pidfd_open(self.pid))
+                self._pidfd = _open_pidfd(self.pid)
                 pagemap.vmas()
             self.reset()
         except BaseException:

@@ -9,11 +9,12 @@ import numpy as np
 from . import regions
 from .arguments import page_range
 from .buffers import as_array, span
+from .categories import Category
 from .errors import UnsupportedError
 from .features import address_space_end, features
 from .layout import huge_aligned, huge_devices, region_array
 from .registration import page_size_finder
-from .scanner import PageMap
+from .scanner import Engine, PageMap
 from .softdirty import SoftDirtyTracker
 from .tracker import DirtyTracker, Granularity
 from .tracking import Regions, Tracker
@@ -83,7 +84,9 @@ def start_tracker(
         if mode == "access" or not known.soft_dirty:
             more = "" if mode == "access" else f"; and {known.why['soft_dirty']}"
             raise UnsupportedError(reason + more)
-        return SoftDirtyTracker(PageMap(pid), bounds, keep_alive)
+        # Linux 6.7 has PAGEMAP_SCAN, but only 6.8 tells soft-dirty pages by it.
+        engine: Engine = "scan" if Category.SOFT_DIRTY in known.categories else "read"
+        return SoftDirtyTracker(PageMap(pid, engine=engine), bounds, keep_alive)
     pagemap = PageMap(pid)
     try:
         if bounds is not None:

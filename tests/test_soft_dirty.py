@@ -5,9 +5,12 @@ SOFT_DIRTY is answered by a real userfaultfd tracker, and clear_refs resets that
 """
 
 import contextlib
+import dataclasses
+import errno
 import io
 import os
 import signal
+import sys
 import time
 
 import children
@@ -230,3 +233,32 @@ def test_threads_come_and_go_while_it_is_stopped():
             with stopped(target.pid, fd):
                 assert thread_states(target.pid) <= {"T", "X", "Z"}
             time.sleep(0.005)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_engine_is_one_that_tells_soft_dirty_pages(need, monkeypatch, told):
+    """Linux 6.7 has the ioctl, but no SOFT_DIRTY in it."""
+    need("scan")
+    track = sys.modules["pagemap.track"]
+    known = pagemap.features()
+    categories = known.categories & ~Category.SOFT_DIRTY | (Category.SOFT_DIRTY if told else Category(0))
+    old = dataclasses.replace(
+        known, wp_async=False, soft_dirty=True, categories=categories, why={"wp_async": "switched off"}
+    )
+    monkeypatch.setattr(track, "features", lambda: old)
+    monkeypatch.setattr(track, "SoftDirtyTracker", lambda pm, bounds, keep_alive: pm)
+    with plain() as memory, pagemap.track(bounds(memory)) as pm:
+        assert pm.engine == ("scan" if told else "read")
+
+
+def test_a_kernel_without_pidfds(monkeypatch):
+    def refused(pid):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    with (
+        children.idle() as target,
+        PageMap(target.pid) as pm,
+        pytest.raises(pagemap.UnsupportedError, match=r"Linux 5\.3"),
+    ):
+        SoftDirtyTracker(pm, None)
