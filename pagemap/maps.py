@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from . import _pagemap, process
 
+_LAST = (1 << 64) - 1
 _RECORD_DTYPE = np.dtype(
     {
         "names": ["start", "end", "offset", "inode", "dev", "name_at", "name_length", "prot", "shared"],
@@ -93,13 +94,20 @@ class VmaTable:
 
     def find(self, address: int) -> int | None:
         """The index of the VMA that contains an address, or None."""
+        if not 0 <= address <= _LAST:
+            return None
         index = int(np.searchsorted(self._records["start"], np.uint64(address), side="right")) - 1
         if index >= 0 and address < int(self._records["end"][index]):
             return index
         return None
 
     def ranges(self, start: int, end: int) -> npt.NDArray[np.uint64]:
-        """The mapped ranges between two addresses, adjacent VMAs joined: shape (n, 2), in bytes."""
+        """The mapped ranges between two addresses, adjacent VMAs joined: shape (n, 2), in bytes.
+
+        ValueError for what is no address.
+        """
+        if start < 0 or end > _LAST:
+            raise ValueError(f"the range is not within 64 bits: {start:#x} to {end:#x}")
         if start >= end:
             return np.empty((0, 2), np.uint64)
         starts, ends = self._records["start"], self._records["end"]

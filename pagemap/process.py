@@ -52,6 +52,8 @@ def check_pid(pid: SupportsIndex | None) -> int:
     if pid is None:
         return os.getpid()
     try:
+        if isinstance(pid, bool):  # True would be init
+            raise TypeError
         number = operator.index(pid)
     except TypeError:
         raise TypeError(f"pid must be an int or None, not {type(pid).__name__}") from None

@@ -24,6 +24,12 @@ def _as_bits(value: SupportsIndex, name: str) -> int:
     return number
 
 
+def check_query(query: object) -> None:
+    """TypeError unless it is a Query."""
+    if not isinstance(query, Query):
+        raise TypeError(f"query must be a Query, not {type(query).__name__}")
+
+
 def category_names(bits: int) -> str:
     """PRESENT|SWAPPED; what has no name here as a number. (Iterating over an IntFlag leaves that out.)"""
     known = [category for category in Category if bits & category]
@@ -90,6 +96,8 @@ class Query:
     def matches(self, categories: int | npt.NDArray[Any]) -> bool | npt.NDArray[np.bool_]:
         """Whether a page with these categories is selected: bool for an int, a bool array for an array."""
         if isinstance(categories, np.ndarray):
+            if categories.dtype.kind not in "ui":
+                raise TypeError(f"categories must be integers, not {categories.dtype}")
             bits = categories.astype(np.uint64, copy=False)
             selected = (bits & np.uint64(self.require)) == np.uint64(self.require)
             selected &= (bits & np.uint64(self.exclude)) == 0

@@ -35,7 +35,7 @@ import numpy.typing as npt
 
 from ._sweep import U64, Bools, HasArray, RunTable, last_of_equal, measure, ranges_of, sweep, values_at
 from .categories import PAGE_SIZE, REGION_DTYPE, Category
-from .query import Query
+from .query import Query, check_query
 
 Regions = npt.NDArray[Any]
 """A one-dimensional array of REGION_DTYPE."""
@@ -134,6 +134,7 @@ def select(r: Regions, query: Query) -> Regions:
 
     Selects by ``query.matches``, keeps the categories that the query reports, merges neighbours.
     """
+    check_query(query)
     bounds, categories = _columns(r)
     chosen = query.matches(categories)
     report = np.uint64(query.masks()[3])
@@ -156,6 +157,7 @@ def to_mask(r: Regions, start: SupportsIndex, end: SupportsIndex, query: Query |
     bounds, categories = _columns(r)
     _check_aligned(bounds)
     if query is not None:
+        check_query(query)
         bounds = bounds[np.repeat(query.matches(categories), 2)]
     page = (bounds.clip(np.uint64(low), np.uint64(high)) - np.uint64(low)) // np.uint64(PAGE_SIZE)
     edges = np.concatenate((page.astype(np.intp), [(high - low) // PAGE_SIZE]))

@@ -21,7 +21,7 @@ from .categories import PAGE_SIZE, REGION_DTYPE
 from .features import address_space_end, features
 from .maps import VmaTable, read_text
 from .parallel import scan_parallel
-from .query import Query, category_names
+from .query import Query, category_names, check_query
 from .walk import IoctlWalk, ReadWalk, Walk, batches, collect, regions_of
 
 RegionArray = npt.NDArray[np.void]
@@ -151,8 +151,7 @@ class PageMap:
         asked, masks = self._asked
         if asked is query:
             return masks
-        if not isinstance(query, Query):
-            raise TypeError(f"query must be a Query, not {type(query).__name__}")
+        check_query(query)
         masks = query.masks()
         unknown = (masks[1] | masks[2] | masks[3]) & ~self._categories
         if unknown:

@@ -324,3 +324,30 @@ def test_descriptors_of_other_files(need):
             os.close(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         pagemap.pagemap_scan(maps, 0, PAGE_SIZE)
+
+
+ONE = np.array([(0, 4096, 8)], pagemap.REGION_DTYPE)
+TABLE = pagemap.maps.VmaTable.parse(b"10000-20000 rw-p 00000000 00:00 0\n")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: pagemap.regions.select(ONE, 8), TypeError, "must be a Query, not int"),
+        (lambda: pagemap.regions.to_mask(ONE, 0, 4096, 8), TypeError, "must be a Query, not int"),
+        (lambda: pagemap.Query.PRESENT.matches(np.array([8.7])), TypeError, "integers, not float64"),
+        (lambda: pagemap.Query.PRESENT.matches(np.array(["8"])), TypeError, "integers, not <U1"),
+        (lambda: TABLE.ranges(-1, 5), ValueError, "64 bits"),
+        (lambda: TABLE.ranges(0, 1 << 64), ValueError, "64 bits"),
+        (lambda: pagemap.PageMap(True), TypeError, "not bool"),
+    ],
+)
+def test_what_would_pass_for_something_else(call, error, says):
+    with pytest.raises(error, match=says):
+        call()
+
+
+@pytest.mark.parametrize("address", [-1, 0, 0xFFFF, 0x20000, 1 << 64, 1 << 70])
+def test_nothing_is_mapped_at_what_is_no_address(address):
+    assert TABLE.find(address) is None
+    assert TABLE.find(0x10000) == 0
