@@ -95,25 +95,30 @@ def scan_parallel(
 ) -> tuple[_pagemap.RegionBuffer, int]:
     """The answers of walks over ascending ranges, in their order: a buffer and how many regions it holds.
 
-    One thread for each of `spares`, of which the buffer may be the first. An error of any walk ends the
+    A thread at most for each of `spares`, of which the buffer may be the first. An error of any walk ends the
     others after their present walk.
     """
     queue = deque(enumerate(walks))
     pages = sum(walk.end - walk.position for walk in walks) // PAGE_SIZE
     own, *helpers = [_Worker(queue, spare, max(1, min(pages, MAX_ROOM))) for spare in spares]
     running: list[threading.Thread] = []
+    alone = False
     began = time.perf_counter()
     try:
         while own.step():
             each = (time.perf_counter() - began) / len(own.ranks)
-            if not running and each * len(queue) > WORTH_A_THREAD:
+            if not (running or alone) and each * len(queue) > WORTH_A_THREAD:
                 crowded = own.ends[-1] * (len(queue) + 1) > len(spares) * own.spare.capacity
                 for helper in helpers[: len(queue)]:
                     if crowded:
                         own.reserve()
                         helper.reserve()
                     thread = threading.Thread(target=helper.run, name="pagemap")
-                    thread.start()
+                    try:
+                        thread.start()
+                    except RuntimeError:  # a limit of threads (setrlimit(2), a container): so with fewer
+                        alone = True
+                        break
                     running.append(thread)
     finally:
         queue.clear()

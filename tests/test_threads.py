@@ -305,3 +305,24 @@ def test_two_modules_of_the_extension_do_not_share_a_type():
         mine.append(0, other, 0, 1)
     with PageMap(engine="read") as pm:
         again.read_entries(pm.fileno(), 0, memoryview(mine).cast("B").cast("Q"))
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_where_no_more_threads_can_be_started_fewer_do_the_work(engine, monkeypatch, limit):
+    """A limit of the user or the container: the answer is the same."""
+    monkeypatch.setattr(pagemap.parallel, "WORTH_A_THREAD", 0)
+    start, asked = threading.Thread.start, []
+
+    def limited(thread):
+        asked.append(thread)
+        if len(asked) > limit:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with Memory(5 * 4096) as memory, PageMap(engine=engine) as pm:
+        memory.write(*range(0, 5 * 4096, 3))
+        area = {"start": memory.start, "end": memory.end}
+        expected = pm.scan(**area).tolist()
+        monkeypatch.setattr(threading.Thread, "start", limited)
+        assert pm.scan(workers=4, **area).tolist() == expected
+        assert len(asked) == limit + 1
