@@ -19,18 +19,12 @@ import numpy as np
 
 from . import _pagemap, errors, process
 from .categories import PAGE_SIZE, REGION_DTYPE, Category, ScanFlag
-from .uffd import new_descriptor
+from .uffd import WRITE, new_descriptor
 
 SOFT_DIRTY_ENTRY = 1 << 55
 GUARD_ENTRY = 1 << 58
 _PFN_MASK = (1 << 55) - 1
 _MADV_GUARD_INSTALL = 102  # include/uapi/asm-generic/mman-common.h, Linux 6.13
-
-UFFD_WANTED = (
-    _pagemap.UFFD_FEATURE_WP_ASYNC
-    | _pagemap.UFFD_FEATURE_WP_UNPOPULATED
-    | _pagemap.UFFD_FEATURE_WP_HUGETLBFS_SHMEM
-)
 
 _SINCE = {
     Category.SOFT_DIRTY: "Linux 6.8",
@@ -140,7 +134,7 @@ def _probe_uffd(why: dict[str, str]) -> tuple[bool, bool]:
         refused = f"userfaultfd is refused here ({error.strerror}): {_SECCOMP}"
         why["wp_async"] = why["rwp_async"] = reasons.get(error.errno or 0, refused)
         return False, False
-    wp_async = known & UFFD_WANTED == UFFD_WANTED
+    wp_async = known & WRITE.features == WRITE.features
     rwp_async = bool(known & _pagemap.UFFD_FEATURE_RWP_ASYNC)
     if not wp_async:
         why["wp_async"] = "this kernel has no asynchronous write protection: Linux 6.7 brings it"
@@ -161,7 +155,7 @@ def _drops_are_reported(pagemap: int) -> bool:
     for page in range(0, 2 * unit, PAGE_SIZE):
         memory[offset + page] = 1
     uffd = new_descriptor()
-    _pagemap.uffd_api(uffd.fd, UFFD_WANTED)
+    _pagemap.uffd_api(uffd.fd, WRITE.features)
     _pagemap.uffd_register(uffd.fd, start, end, _pagemap.UFFDIO_REGISTER_MODE_WP)
     _pagemap.uffd_protect(uffd.fd, start, end, _pagemap.UFFDIO_REGISTER_MODE_WP, 1)
     memory.madvise(mmap.MADV_DONTNEED, offset + PAGE_SIZE, PAGE_SIZE)

@@ -22,7 +22,7 @@ from .features import address_space_end, features
 from .maps import VmaTable, read_text
 from .parallel import scan_parallel
 from .query import Query, category_names, check_query
-from .walk import IoctlWalk, ReadWalk, Walk, batches, collect, regions_of
+from .walk import HUGE, IoctlWalk, ReadWalk, Walk, batches, collect, regions_of
 
 RegionArray = npt.NDArray[np.void]
 Engine = Literal["auto", "scan", "read"]
@@ -39,8 +39,6 @@ ENTRIES = 8 << 20
 MIN_CHUNK = 16 << 20
 """Bytes of mapped memory that are worth handing to another thread."""
 CHUNKS_PER_WORKER = 24
-CUT = 2 << 20
-"""Chunks begin at multiples of this many bytes: no huge page belongs to two."""
 
 
 class PageMap:
@@ -388,11 +386,14 @@ class PageMap:
 
 
 def _cut_points(ranges: npt.NDArray[np.uint64], start: int, end: int, threads: int) -> list[int]:
-    """Addresses that cut [start, end) into parts with about as much mapped memory each."""
+    """Addresses that cut [start, end) into parts with about as much mapped memory each.
+
+    At multiples of HUGE: no huge page belongs to two parts.
+    """
     if len(ranges) == 1:
         first, last = ranges[0].tolist()
         parts = min(threads * CHUNKS_PER_WORKER, (last - first) // MIN_CHUNK)
-        inner = [(first + (last - first) * k // parts) // CUT * CUT for k in range(1, parts)]
+        inner = [(first + (last - first) * k // parts) // HUGE * HUGE for k in range(1, parts)]
         return [start, *(a for a in inner if start < a < end), end]
     sizes = (ranges[:, 1] - ranges[:, 0]).astype(np.float64)
     mapped = float(sizes.sum())
@@ -402,7 +403,7 @@ def _cut_points(ranges: npt.NDArray[np.uint64], start: int, end: int, threads: i
     before = np.concatenate(([0.0], np.cumsum(sizes)))
     targets = mapped / parts * np.arange(1, parts)
     i = np.searchsorted(before, targets, side="right") - 1
-    cuts = (ranges[i, 0] + (targets - before[i]).astype(np.uint64)) // np.uint64(CUT) * np.uint64(CUT)
+    cuts = (ranges[i, 0] + (targets - before[i]).astype(np.uint64)) // np.uint64(HUGE) * np.uint64(HUGE)
     return [start, *sorted({a for a in cuts.tolist() if start < a < end}), end]
 
 
