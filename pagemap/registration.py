@@ -43,6 +43,9 @@ FEW_VMAS = 16
 LARGE = 256 << 20
 """Bytes of a VMA that does not come and go in a moment, not even one that was merged from many."""
 
+FAR = 1 << 40
+"""Bytes of a hole, such as the one behind the heap, in whose middle nothing is mapped in a moment."""
+
 NOTHING = region_array([], [])
 
 # A scan passes a registered VMA by as a whole (pagemap_scan_is_interesting_vma).
@@ -70,6 +73,16 @@ def _mostly_refused(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 def _of(vmas: list[tuple[int, int]]) -> Regions:
     return regions.coalesce(region_array([vma[0] for vma in vmas], [vma[1] for vma in vmas]))
+
+
+def _split(part: Pieces, cut: npt.NDArray[np.bool_], wanted: npt.NDArray[np.bool_]) -> list[Pieces]:
+    """What lies between the cuts, each behind a piece, where any piece is wanted."""
+    if not len(part.starts):
+        return []
+    at = np.append(0, np.flatnonzero(cut) + 1)
+    stops = np.append(at[1:], len(part.starts))
+    keep = np.logical_or.reduceat(wanted, at)
+    return [part.slice(*edges) for edges in zip(at[keep].tolist(), stops[keep].tolist(), strict=True)]
 
 
 def _not_in(rows: npt.NDArray[Any], before: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -149,13 +162,14 @@ class Registration:
                 self._stale = regions.union(self._stale, regions.union(unregistered, _of(taken)))
             self.refused = self._still_refused(lacking)
             for part in self._zones(new, for_good):
-                self._register(part)
+                if self._tells and not first:
+                    self._register_late(part)
+                else:
+                    self._register(part)
             again = pieces(self.table, regions.intersection(lacking, known))
             for i in range(len(again.starts)):
                 self._register_one(again.slice(i, i + 1))
-            if self._tells and not first:
-                stale = regions.union(self._stale, self._unsettled(_of(self._claimed)))
-                self._stale = regions.difference(stale, _of(list(self.refused)))
+            self._stale = regions.difference(self._stale, _of(list(self.refused)))
         self._moved = NOTHING
         self._claimed.clear()
         if len(self._stale):
@@ -232,13 +246,25 @@ class Registration:
         """
         if self._everything or self._vma_count > FEW_VMAS or not self._pagemap._procmap_query:
             return self._pagemap._maps_text()
-        maps = self._pagemap._open_maps()
         found = []
         for start, end in zip(self._bounds["start"].tolist(), self._bounds["end"].tolist(), strict=True):
-            while start < end and (vma := _pagemap.query_vma(maps.fd, start)) is not None:
-                found.append(vma)
-                start = vma[1]
+            found += self._queried(start, end)
         return found
+
+    def _queried(self, start: int, end: int) -> list[tuple[int, int, int, int]]:
+        maps = self._pagemap._open_maps()
+        found = []
+        while start < end and (vma := _pagemap.query_vma(maps.fd, start)) is not None:
+            if vma[0] < end:
+                found.append(vma)
+            start = vma[1]
+        return found
+
+    def _listed_anew(self, start: int, end: int) -> list[Any]:
+        """The VMAs that reach into a range, by whichever way is faster."""
+        if self._pagemap._procmap_query and 2 * len(_between(self._rows, start, end)) < len(self._rows):
+            return self._queried(start, end)
+        return _between(VmaTable.parse(self._pagemap._maps_text()).array, start, end).tolist()  # type: ignore[no-any-return]
 
     # Registering
 
@@ -270,20 +296,42 @@ class Registration:
         A VMA that is registered in part is two, which its process can no longer mremap. And a process that
         maps without a pause has its VMAs grow, merge and vanish while the registration waits for the lock. So
         one ends where no VMA reaches that is still to be registered: at a file or a large VMA that is, for
-        these do not come and go, or at one that is refused. Ranges that were asked for end where they end.
+        these do not come and go, at one that is refused, or in the middle of the hole behind the heap. Ranges
+        that were asked for end where they end.
         """
         if not self._everything:
             part = pieces(self.table, lacking)
-            return [part] if len(part.starts) else []
+            within = np.searchsorted(self._bounds["start"], part.starts, "right")
+            return _split(part, np.diff(within) != 0, np.ones(len(within), np.bool_))
         rows = pieces(self.table, self._bounds).rows
         starts, ends = rows["start"], rows["end"]
         lacks = np.isin(starts, pieces(self.table, lacking).rows["start"])
         landmark = ~lacks & ((rows["inode"] != 0) | (ends - starts >= np.uint64(LARGE)))
         landmark |= np.isin(starts, np.array([start for start, _ in refused], np.uint64))
-        following = np.append(starts[1:], self._bounds["end"][-1])
-        edges = np.flatnonzero(np.diff(np.concatenate([[True], landmark, [True]]))).reshape(-1, 2)
-        part = Pieces(np.append(starts[:1], ends[:-1]), following, rows)
-        return [part.slice(first, stop) for first, stop in edges.tolist() if lacks[first:stop].any()]
+        holes = starts[1:] - ends[:-1]
+        far = holes >= np.uint64(FAR)
+        middle = ends[:-1] + holes // np.uint64(2 * PAGE_SIZE) * np.uint64(PAGE_SIZE)
+        part = Pieces(
+            np.append(starts[:1], np.where(far, middle, ends[:-1])),
+            np.append(np.where(far, middle, starts[1:]), self._bounds["end"][-1:]),
+            rows,
+        )
+        return _split(part, far | landmark[1:] | landmark[:-1], lacks)
+
+    def _register_late(self, part: Pieces) -> None:
+        """All of it, when writes to what is registered already may not be lost.
+
+        Any VMA may lose its registration meanwhile, with the marks of protection left in place, and get it
+        again: nobody can tell, where the VMAs are not as they were right before.
+        """
+        start, end = int(part.starts[0]), int(part.ends[-1])
+        before = self._listed_anew(start, end)
+        lacking = self._pagemap.scan(_UNREGISTERED, start=start, end=end)
+        first = len(self._claimed)
+        self._register(part)
+        if self._listed_anew(start, end) != before:
+            lacking = regions.union(lacking, _of(self._claimed[first:]))
+        self._stale = regions.union(self._stale, lacking)
 
     def _register(self, part: Pieces) -> None:
         """All of it in one call, as a rule; where something is refused, that which mostly is goes first, then
@@ -328,22 +376,6 @@ class Registration:
     def _claim(self, start: int, end: int) -> None:
         self._has_huge |= self._uffd.register(start, end)
         self._claimed.append((start, end))
-
-    def _unsettled(self, claimed: Regions) -> Regions:
-        """Those ranges that were just registered whose VMAs are not as they were listed before.
-
-        Any VMA in them may have lost its registration meanwhile, with the marks of protection left in place,
-        and got it again: nobody can tell.
-        """
-        if not self._everything:
-            return NOTHING
-        then, now = self.table.array, self._pagemap.vmas().array
-        moved = []
-        for start, end in zip(claimed["start"].tolist(), claimed["end"].tolist(), strict=True):
-            these, those = _between(then, start, end), _between(now, start, end)
-            if len(these) != len(those) or not _same(these, those).all():
-                moved.append((start, end))
-        return _of(moved)
 
     def _unprotect(self, part: Pieces) -> Regions:
         """Lifts the protection; what the kernel refuses has changed meanwhile, and is for the next round."""
