@@ -9,9 +9,6 @@ from memory import Memory
 import pagemap
 from pagemap import PAGE_SIZE, Category, PageMap, Query, ScanFlag, UnsupportedError
 
-TOP = 1 << 47
-NOT_PAGES = {"start": PAGE_SIZE + 1, "end": 3 * PAGE_SIZE}
-
 
 @pytest.fixture
 def pm(engine):

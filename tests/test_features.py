@@ -185,7 +185,7 @@ def test_what_cannot_be_tried_does_not_work_and_says_so(need, monkeypatch):
     ],
 )
 def test_why_there_is_no_userfaultfd(monkeypatch, code, says):
-    def refused(flags):
+    def refused(flags, owner):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(pagemap._pagemap, "userfaultfd", refused)

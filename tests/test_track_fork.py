@@ -9,10 +9,7 @@ START = """
 import ctypes, os, pathlib, signal, threading, time
 import pagemap, witness
 from memory import Memory
-from tracked import bounds, pages_in
-
-def is_registered(memory):
-    return any("uw" in vma[2]["VmFlags"].split() for vma in witness.smaps(*bounds(memory)))
+from tracked import bounds, is_registered, pages_in
 
 def fork(child):
     pid = os.fork()

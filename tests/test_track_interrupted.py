@@ -150,7 +150,7 @@ HANDLED = """
 import sys
 import pagemap, witness
 from memory import Memory
-from tracked import bounds, pages_in
+from tracked import bounds, is_registered, pages_in
 
 class Call:
     def __init__(self, place, call):
@@ -163,9 +163,6 @@ class Call:
                 sys.setprofile(None)
                 self.came = True
                 self.call()
-
-def is_registered(memory):
-    return any("uw" in vma[2]["VmFlags"].split() for vma in witness.smaps(*bounds(memory)))
 
 def interrupted(place, tracker, call):
     handler = Call(place, call)

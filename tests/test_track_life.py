@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import witness
 from memory import PRIVATE, Memory
-from tracked import PAGES, bounds, huge, hugetlb, pages_in, plain, whole
+from tracked import PAGES, bounds, huge, hugetlb, is_registered, pages_in, plain, whole
+from witness import PAGE
 
 import pagemap
 
@@ -23,10 +24,6 @@ import pagemap
 @pytest.fixture(autouse=True)
 def kernel(need):
     need("wp_async")
-
-
-def is_registered(memory):
-    return any("uw" in vma[2]["VmFlags"].split() for vma in witness.smaps(*bounds(memory)))
 
 
 def test_what_it_says_of_itself():
@@ -267,6 +264,17 @@ def test_what_is_refused_while_another_thread_is_in_a_round():
 
         registration.table = Meanwhile(registration.table)
         assert {vma.start for vma, _ in tracker.refused} == {vma.start for vma, _ in refused}
+
+
+def test_what_lies_between_two_ranges_is_left_alone():
+    with plain(24) as memory:
+        first, middle, last = range(8), range(8, 16), range(16, 24)
+        parts = [(memory.start + r.start * PAGE, memory.start + r.stop * PAGE) for r in (first, middle, last)]
+        with pagemap.track(parts[0], parts[2]) as outer, pagemap.track(parts[1]) as inner:
+            assert outer.refused == inner.refused == []
+            memory.write(*range(24))
+            assert pages_in(outer.collect(), memory) == {*first, *last}
+            assert pages_in(inner.collect(), memory) == {*middle}
 
 
 def test_closed_by_another_thread():

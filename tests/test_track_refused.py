@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import witness
 from memory import READ, SHARED, Memory
-from tracked import PAGES, bounds, pages_in, plain
+from tracked import PAGES, bounds, is_registered, pages_in, plain
 from witness import PAGE
 
 import pagemap
@@ -19,10 +19,6 @@ import pagemap
 @pytest.fixture(autouse=True)
 def kernel(need):
     need("wp_async")
-
-
-def is_registered(memory):
-    return any("uw" in vma[2]["VmFlags"].split() for vma in witness.smaps(*bounds(memory)))
 
 
 READ_ONLY = np.zeros(1 << 16)

@@ -54,7 +54,7 @@ def public(thing):
 
 
 def declared_class():
-    (node,) = (node for node in TREE.body if isinstance(node, ast.ClassDef))
+    (node,) = (node for node in TREE.body if isinstance(node, ast.ClassDef) and node.name == "RegionBuffer")
     return node
 
 

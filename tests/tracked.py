@@ -1,7 +1,6 @@
 """Memory to be tracked, of every kind, and the answers of trackers as sets of page numbers."""
 
 import ctypes
-import mmap
 import os
 import tempfile
 
@@ -93,6 +92,11 @@ def bounds(memory):
     return memory.start, memory.end
 
 
+def is_registered(memory):
+    """Whether any of it is, by the word of smaps."""
+    return any("uw" in vma[2]["VmFlags"].split() for vma in witness.smaps(*bounds(memory)))
+
+
 def pages_in(found, memory, category=pagemap.Category.WRITTEN):
     """The pages that an answer names, counted from the first of `memory`; it has to be canonical."""
     assert found.dtype == pagemap.REGION_DTYPE
@@ -127,8 +131,3 @@ def remap(source, length, to):
 def view(memory, first, count):
     """Some of its pages as a writable buffer."""
     return (ctypes.c_char * (count * PAGE)).from_address(memory.at(first))
-
-
-def new_mmap(pages, **arguments):
-    """An mmap of the standard library, whose pages no neighbour shares."""
-    return mmap.mmap(-1, pages * PAGE, **arguments)
