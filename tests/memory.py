@@ -285,6 +285,7 @@ def transparent_huge():
     memory = Memory(3 * 512 + 8, align=PMD, huge_pages=True)
     memory.advise(HUGEPAGE)
     memory.write(0, 512, 1536 + 3)
+    memory.advise(NOHUGEPAGE)  # khugepaged would put the split one together again
     memory.advise(DONTNEED, 512 + 100, 3)
     return memory
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from memory import ANONYMOUS, DONTNEED, HUGEPAGE, PRIVATE, SHARED, Memory
-from tracked import PAGES, SMALL_PAGES, bounds, huge, huge_bytes, hugetlb, pages_in, whole
+from tracked import PAGES, SMALL_PAGES, bounds, huge, huge_bytes, hugetlb, pages_in, plain, view, whole
 from witness import PAGE, PMD
 
 import pagemap
@@ -232,23 +232,24 @@ def is_found(found, item):
 
 def test_two_arrays_are_two_arrays():
     """Not the bounds of a range, though an array has __index__; NumPy's integers are."""
-    arrays = np.zeros((2, 8 * PAGE), np.uint8)
-    first, second = arrays
-    start, end = pagemap.span(arrays)
-    for objects in (
-        (first, second),
-        [first, second],
-        ((first,), [second]),
-        (np.uint64(start), np.int64(end)),
-    ):
-        with pagemap.track(objects) as tracker:
-            tracker.collect()
-            first[4 * PAGE] += 1
-            second[4 * PAGE] += 1
-            found = tracker.collect()
-            assert is_found(found, first[4 * PAGE :])
-            assert is_found(found, second[4 * PAGE :])
-            assert not is_found(found, first[6 * PAGE :])
+    with plain(16) as memory:
+        arrays = np.frombuffer(view(memory, 0, 16), np.uint8).reshape(2, -1)
+        first, second = arrays
+        start, end = pagemap.span(arrays)
+        for objects in (
+            (first, second),
+            [first, second],
+            ((first,), [second]),
+            (np.uint64(start), np.int64(end)),
+        ):
+            with pagemap.track(objects) as tracker:
+                tracker.collect()
+                first[4 * PAGE] += 1
+                second[4 * PAGE] += 1
+                found = tracker.collect()
+                assert is_found(found, first[4 * PAGE :])
+                assert is_found(found, second[4 * PAGE :])
+                assert not is_found(found, first[6 * PAGE :])
 
 
 STRINGS = [np.dtypes.StringDType()] if hasattr(np.dtypes, "StringDType") else []
