@@ -322,14 +322,15 @@ class Registration:
         """All of it, when writes to what is registered already may not be lost.
 
         Any VMA may lose its registration meanwhile, with the marks of protection left in place, and get it
-        again: nobody can tell, where the VMAs are not as they were right before.
+        again: nobody can tell, where the VMAs are not as they were right before, or what touches them.
         """
         start, end = int(part.starts[0]), int(part.ends[-1])
-        before = self._listed_anew(start, end)
+        around = max(start - PAGE_SIZE, 0), end + PAGE_SIZE
+        before = self._listed_anew(*around)
         lacking = self._pagemap.scan(_UNREGISTERED, start=start, end=end)
         first = len(self._claimed)
         self._register(part)
-        if self._listed_anew(start, end) != before:
+        if self._listed_anew(*around) != before:
             lacking = regions.union(lacking, _of(self._claimed[first:]))
         self._stale = regions.union(self._stale, lacking)
 

@@ -386,3 +386,30 @@ def test_a_neighbour_that_merges_with_what_is_moved():
             assert 20 in pages_in(tracker.collect(), memory)
             memory.write(20, 21)
             assert pages_in(tracker.collect(), memory) == {20, 21}
+
+
+def test_a_neighbour_that_merges_while_memory_is_registered(monkeypatch):
+    """What lost its registration after it was looked at, and is registered with what is new, looks clean."""
+    register = pagemap.uffd.Userfault.register
+    claims = 0
+    with Memory(64) as memory:
+        memory.write(*range(40, 64))
+        memory.unmap(0, 40)
+        memory.replace(0, 16, READ | WRITE, PRIVATE | ANONYMOUS)
+
+        def late(*arguments):
+            nonlocal claims
+            claims += 1
+            if claims == 2:
+                remap(memory.at(0), 8 * PAGE, memory.at(40))
+                memory.write(60)
+            return register(*arguments)
+
+        with pagemap.track((memory.at(0), memory.at(16)), (memory.at(40), memory.at(64))) as tracker:
+            remap(memory.at(40), 8 * PAGE, memory.at(0))
+            monkeypatch.setattr(pagemap.uffd.Userfault, "register", late)
+            found = pages_in(tracker.collect(), memory)
+            assert claims == 2
+            assert 60 in found | pages_in(tracker.collect(), memory)
+            memory.write(60, 61)
+            assert pages_in(tracker.collect(), memory) == {60, 61}
