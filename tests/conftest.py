@@ -6,6 +6,7 @@ More random examples: HYPOTHESIS_PROFILE=thorough pytest --timeout 0
 import contextlib
 import functools
 import os
+import signal
 from pathlib import Path
 
 import machine
@@ -22,6 +23,10 @@ if not os.access(Path(__file__).parent.parent, os.W_OK):
 settings.register_profile("quick", max_examples=100, **_COMMON)
 settings.register_profile("thorough", max_examples=5000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A job in a shell's background ignores Ctrl-C, and so would the commands that are interrupted here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _probe = functools.cache(lambda name: machine.PROBES[name]())
 
