@@ -66,6 +66,26 @@ def wp_async():
     return None
 
 
+def rwp_async():
+    try:
+        os.close(memory.userfaultfd(1 << 18 | 1 << 17))
+    except OSError as error:
+        return f"access tracking by userfaultfd: {error.strerror} (Linux 7.3)"
+    return None
+
+
+def procmap_query():
+    """Asked about the address 0: whatever comes first."""
+    fd = os.open("/proc/self/maps", os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, 0xC0686611, bytearray(struct.pack("<13Q", 104, 0x10, *[0] * 11)))
+    except OSError as error:
+        return f"PROCMAP_QUERY: {error.strerror} (Linux 6.11 brings it)"
+    finally:
+        os.close(fd)
+    return None
+
+
 def soft_dirty():
     with memory.Memory(2) as pages:
         pages.write(0, 1)
@@ -97,7 +117,20 @@ def dask():
 
 PROBES = {
     probe.__name__: probe
-    for probe in (scan, thp, huge_zero, guard, wp_async, soft_dirty, frames, vdso, root, dask)
+    for probe in (
+        scan,
+        thp,
+        huge_zero,
+        guard,
+        wp_async,
+        rwp_async,
+        procmap_query,
+        soft_dirty,
+        frames,
+        vdso,
+        root,
+        dask,
+    )
 }
 
 

@@ -141,13 +141,22 @@ class Memory:
 
     def write_protect(self):
         """Registers all of it for asynchronous write protection, and protects it. (userfaultfd.h)"""
-        fd = _check(_libc.syscall(323, os.O_CLOEXEC | os.O_NONBLOCK | 1))
+        fd = userfaultfd(1 << 15 | 1 << 13 | 1 << 12)  # WP_ASYNC, WP_UNPOPULATED, WP_HUGETLBFS_SHMEM
         self._keep.callback(os.close, fd)
-        wanted = 1 << 15 | 1 << 13 | 1 << 12  # WP_ASYNC, WP_UNPOPULATED, WP_HUGETLBFS_SHMEM
-        fcntl.ioctl(fd, 0xC018AA3F, bytearray(struct.pack("<QQQ", 0xAA, wanted, 0)))
         length = self.pages * PAGE
         fcntl.ioctl(fd, 0xC020AA00, bytearray(struct.pack("<QQQQ", self.start, length, 2, 0)))
         fcntl.ioctl(fd, 0xC018AA06, bytearray(struct.pack("<QQQ", self.start, length, 1)))
+
+
+def userfaultfd(features):
+    """The descriptor of one that has these features (linux/userfaultfd.h); the caller closes it."""
+    fd = _check(_libc.syscall(323, os.O_CLOEXEC | os.O_NONBLOCK | 1))
+    try:
+        fcntl.ioctl(fd, 0xC018AA3F, bytearray(struct.pack("<QQQ", 0xAA, features, 0)))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,10 @@ def kept(name):
     )
     try:
         said = keeper.stdout.readline().strip()
+        if not said:
+            raise RuntimeError(f"the setup of {name} failed")  # it has told why
         if said != READY:
-            raise Missing(said or f"the setup of {name} failed")
+            raise Missing(said)
         yield
     finally:
         keeper.stdin.close()

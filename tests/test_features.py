@@ -16,8 +16,9 @@ import pagemap
 from pagemap import Category, PageMap, Query, ScanFlag
 
 
-def test_the_ioctl_is_there_or_not(need):
-    assert pagemap.features().scan == (machine.scan() is None)
+@pytest.mark.parametrize("name", ["scan", "wp_async", "rwp_async", "procmap_query", "soft_dirty"])
+def test_what_there_is_by_the_kernels_own_word(name):
+    assert getattr(pagemap.features(), name) == (machine.PROBES[name]() is None)
 
 
 def test_what_is_missing_has_a_reason_and_nothing_else_has():

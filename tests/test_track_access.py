@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import machine
 import numpy as np
 import pytest
 import tracked
@@ -15,9 +16,12 @@ from pagemap import Category, regions
 PAGES = 64
 PAGE = pagemap.PAGE_SIZE
 
-requires_access = pytest.mark.skipif(
-    not pagemap.features().rwp_async, reason=pagemap.features().why.get("rwp_async", "")
-)
+requires_access = pytest.mark.usefixtures("access")
+
+
+@pytest.fixture
+def access(need):
+    need("rwp_async")
 
 
 def reported(found, memory):
@@ -88,7 +92,7 @@ for line in sys.stdin:
             child.kill()
 
 
-@pytest.mark.skipif(pagemap.features().rwp_async, reason="this kernel has access tracking")
+@pytest.mark.skipif(machine.rwp_async() is None, reason="this kernel has access tracking")
 def test_is_refused_with_the_reason():
     memory = Memory(1, flags=PRIVATE | ANONYMOUS)
     with pytest.raises(pagemap.UnsupportedError, match=r"access tracking by userfaultfd: Linux 7\.3"):

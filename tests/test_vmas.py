@@ -267,9 +267,8 @@ sys.stdin.readline()
         assert list(pm.vmas()) == parsed(text)
 
 
-def test_the_vma_of_an_address_by_the_kernels_own_query():
-    if not pagemap.features().procmap_query:
-        pytest.skip(pagemap.features().why["procmap_query"])
+def test_the_vma_of_an_address_by_the_kernels_own_query(need):
+    need("procmap_query")
     with open("/proc/self/maps", encoding="utf-8") as maps:
         fd = maps.fileno()
         memory = mmap.mmap(-1, 5 * mmap.PAGESIZE)

@@ -49,7 +49,9 @@ smoke() {
     "$1" -I -W error "$here/tests/packaging/smoke.py"
 }
 
-for interpreter in $(interpreters); do
+found=$(interpreters)
+[ -n "$found" ] || { echo "no CPython from 3.11 to 3.13 is found to install it in" >&2 && exit 1; }
+for interpreter in $found; do
     name=$("$interpreter" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
     "$interpreter" -m venv "$work/wheel-$name"
     # An empty PATH but for the environment: a compiler would not be found.
