@@ -107,7 +107,7 @@ def huge_devices(table: VmaTable, page_size_of: Callable[[int, int], int | None]
     rows = table.array
     candidates = rows[(rows["inode"] != 0) & ((rows["dev"] >> np.uint64(8)) & np.uint64(0xFFF) == 0)]
     sizes = {}
-    for dev in np.unique(candidates["dev"]).tolist():
+    for dev in sorted(set(candidates["dev"].tolist())):
         vmas = candidates[candidates["dev"] == np.uint64(dev)]
         answers = map(page_size_of, vmas["start"].tolist(), vmas["inode"].tolist())
         sizes[dev] = next((size for size in answers if size is not None), pmd_size())

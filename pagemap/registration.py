@@ -101,6 +101,11 @@ def _same(these: npt.NDArray[Any], those: npt.NDArray[Any]) -> npt.NDArray[np.bo
     return alike
 
 
+def _among(values: npt.NDArray[Any], these: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which values are among those, sorted ones. np.isin imports numpy.ma first, which may not be allowed now."""
+    return np.searchsorted(these, values, "left") != np.searchsorted(these, values, "right")
+
+
 def _between(rows: npt.NDArray[Any], start: int, end: int) -> npt.NDArray[Any]:
     """The VMAs that reach into a range."""
     return rows[np.searchsorted(rows["end"], start, "right") : np.searchsorted(rows["start"], end, "left")]
@@ -305,9 +310,9 @@ class Registration:
             return _split(part, np.diff(within) != 0, np.ones(len(within), np.bool_))
         rows = pieces(self.table, self._bounds).rows
         starts, ends = rows["start"], rows["end"]
-        lacks = np.isin(starts, pieces(self.table, lacking).rows["start"])
+        lacks = _among(starts, pieces(self.table, lacking).rows["start"])
         landmark = ~lacks & ((rows["inode"] != 0) | (ends - starts >= np.uint64(LARGE)))
-        landmark |= np.isin(starts, np.array([start for start, _ in refused], np.uint64))
+        landmark |= _among(starts, np.array(sorted(start for start, _ in refused), np.uint64))
         holes = starts[1:] - ends[:-1]
         far = holes >= np.uint64(FAR)
         middle = ends[:-1] + holes // np.uint64(2 * PAGE_SIZE) * np.uint64(PAGE_SIZE)

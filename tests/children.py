@@ -16,7 +16,8 @@ LIMIT = 60
 
 # What a child needs before it gives up its rights: the interpreter may be where others cannot read.
 BECOME_NOBODY = """
-import ctypes, os, pagemap, numpy, errno, threading
+import ctypes, errno, os, pathlib, threading
+import numpy, pagemap
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)

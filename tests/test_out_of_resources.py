@@ -85,13 +85,14 @@ def test_a_buffer_that_is_refused_takes_no_address_space():
 import re, resource
 from pagemap import _pagemap
 
-def address_space():
+def kibibytes(name):
     with open("/proc/self/status") as status:
-        return int(re.search(r"VmSize:\\s*(\\d+)", status.read())[1])
+        return int(re.search(name + r":\\s*(\\d+)", status.read())[1])
 
 small = _pagemap.RegionBuffer(1000)
-resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
-before = address_space()
+limit = (kibibytes("VmData") << 10) + (1 << 30)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+before = kibibytes("VmSize")
 for _ in range(5):
     for allocate in (_pagemap.RegionBuffer, small.resize):
         try:
@@ -100,7 +101,7 @@ for _ in range(5):
             pass
         else:
             raise AssertionError("the limit does not work")
-assert address_space() < before + (64 << 10), (before, address_space())
+assert kibibytes("VmSize") < before + (64 << 10), (before, kibibytes("VmSize"))
 assert small.capacity == 1000
 small.resize((64 << 20) // 24)
 assert small.capacity == (64 << 20) // 24

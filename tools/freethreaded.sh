@@ -42,7 +42,8 @@ tsan)
     ;;
 *) echo "usage: $0 plain|tsan [PYTEST ARGUMENT...]" >&2 && exit 2 ;;
 esac
-"$python" setup.py -q build_ext --inplace --force
+# The names of commands and the version are found by what egg_info writes.
+"$python" setup.py -q egg_info build_ext --inplace --force
 "$python" -c '
 import sys, pathlib, pagemap._pagemap as module
 assert not sys._is_gil_enabled()
