@@ -102,7 +102,7 @@ def _same(these: npt.NDArray[Any], those: npt.NDArray[Any]) -> npt.NDArray[np.bo
 
 
 def _among(values: npt.NDArray[Any], these: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which values are among some that are sorted. (np.isin imports numpy.ma, which may not be allowed now.)"""
+    """Which values are among some that are sorted. (np.isin imports numpy.ma, which may not be allowed.)"""
     return np.searchsorted(these, values, "left") != np.searchsorted(these, values, "right")
 
 

@@ -259,7 +259,7 @@ def test_vmas_are_as_the_last_collect_saw_them(need):
     """Who mirrors the memory sees there what to forget: what went, and came back before the look, too."""
     need("wp_async")
     with children.target(CHILD) as target, pagemap.attach(target.pid) as tracker:
-        at = 0x6000_0000_0000
+        at = 0x2A00_0000_0000
         mapping = f"map({PAGES}, PRIVATE | ANONYMOUS | FIXED, {at})"
         assert tracker.vmas.find(at) is None
         target.ask(mapping)
@@ -296,7 +296,7 @@ def test_what_went_unsaid_and_came_back_is_reported_whole(need, collects):
     """Who mirrors the memory still has its old pages: no answer said that they had gone."""
     need("wp_async")
     with children.target(CHILD) as target, pagemap.attach(target.pid) as tracker:
-        at = 0x6000_0000_0000
+        at = 0x2A00_0000_0000
         map_it = f"map({PAGES}, PRIVATE | ANONYMOUS | FIXED, {at})"
         first, struck = 0, True
         while struck:
