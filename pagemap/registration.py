@@ -103,7 +103,8 @@ def _same(these: npt.NDArray[Any], those: npt.NDArray[Any]) -> npt.NDArray[np.bo
 
 def _among(values: npt.NDArray[Any], these: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which values are among some that are sorted. (np.isin imports numpy.ma, which may not be allowed.)"""
-    return np.searchsorted(these, values, "left") != np.searchsorted(these, values, "right")
+    first, last = (np.searchsorted(these, values, side) for side in ("left", "right"))
+    return np.asarray(first != last, np.bool_)
 
 
 def _between(rows: npt.NDArray[Any], start: int, end: int) -> npt.NDArray[Any]:
