@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _pagemap, regions
+from . import regions
 from .categories import PAGE_SIZE, Category
 from .layout import (
     PROT_WRITE,
@@ -59,7 +59,7 @@ def page_size_finder(pagemap: PageMap) -> Callable[[int, int], int | None]:
         return lambda address, inode: smaps_page_size(pagemap.pid, address, inode)
 
     def look_up(address: int, inode: int) -> int | None:
-        found = _pagemap.query_vma(pagemap._open_maps().fd, address)
+        found = pagemap._vma_from(address)
         return found[2] if found is not None and found[0] <= address and found[3] == inode else None
 
     return look_up
@@ -258,9 +258,8 @@ class Registration:
         return found
 
     def _queried(self, start: int, end: int) -> list[tuple[int, int, int, int]]:
-        maps = self._pagemap._open_maps()
         found = []
-        while start < end and (vma := _pagemap.query_vma(maps.fd, start)) is not None:
+        while start < end and (vma := self._pagemap._vma_from(start)) is not None:
             if vma[0] < end:
                 found.append(vma)
             start = vma[1]

@@ -332,11 +332,18 @@ class PageMap:
             except OSError as error:
                 self._raise(error)
 
+    def _vma_from(self, address: int) -> tuple[int, int, int, int] | None:
+        """Bounds, page size and inode of the VMA that covers an address or follows it, by PROCMAP_QUERY."""
+        maps = self._open_maps()
+        try:
+            return _pagemap.query_vma(maps.fd, address)
+        except OSError as error:
+            self._raise(error)
+
     def _mapped(self, start: int, end: int) -> npt.NDArray[np.uint64]:
         """The mapped ranges between two addresses, shape (n, 2). One VMA is found without the list of all."""
         if self._procmap_query and start < end:
-            maps = self._open_maps()
-            vma = _pagemap.query_vma(maps.fd, start)
+            vma = self._vma_from(start)
             if vma is not None and vma[0] <= start and end <= vma[1]:
                 return np.array([[start, end]], np.uint64)
         return self.vmas().ranges(start, end)

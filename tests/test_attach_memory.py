@@ -280,6 +280,23 @@ def test_vmas_are_as_the_last_collect_saw_them(need):
         assert tracker.vmas.find(at) is not None
 
 
+def test_the_end_while_memory_is_registered(need, monkeypatch):
+    need("wp_async")
+    register = pagemap.uffd.Userfault.register
+    with children.target(CHILD) as target, pagemap.attach(target.pid) as tracker:
+
+        def last(*arguments):
+            try:
+                return register(*arguments)
+            finally:
+                target.kill()
+
+        target.ask(f"map({PAGES}, PRIVATE | ANONYMOUS)")
+        monkeypatch.setattr(pagemap.uffd.Userfault, "register", last)
+        with pytest.raises(ProcessLookupError, match=rf"process {target.pid} .*has exited"):
+            tracker.collect()
+
+
 class StrikesInTrackers(Strikes):
     """Strikes not inside of what trackers call: there are too many places to try each."""
 
