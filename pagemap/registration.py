@@ -377,11 +377,27 @@ class Registration:
                 if error.errno not in REFUSALS:
                     self._check_alive(error)
                     raise
-                self.refused[part.vma(0)] = error.errno
+                refused = error.errno
+        # What has vanished meanwhile was not refused: as little is known of it as of what is new.
+        vma = part.vma(0)
+        if vma in [row[:2] for row in self._listed_anew(*vma)]:
+            self.refused[vma] = refused
 
     def _claim(self, start: int, end: int) -> None:
-        self._has_huge |= self._uffd.register(start, end)
-        self._claimed.append((start, end))
+        """Registers a range; nothing where nothing is mapped any more, which is EINVAL, too."""
+        for again in (True, False):
+            try:
+                self._has_huge |= self._uffd.register(start, end)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                if not self._listed_anew(start, end):
+                    return
+                if not again:
+                    raise
+            else:
+                self._claimed.append((start, end))
+                return
 
     def _unprotect(self, part: Pieces) -> Regions:
         """Lifts the protection; what the kernel refuses has changed meanwhile, and is for the next round."""

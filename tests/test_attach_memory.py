@@ -297,6 +297,37 @@ def test_the_end_while_memory_is_registered(need, monkeypatch):
             tracker.collect()
 
 
+def test_what_vanishes_while_it_is_registered_is_not_refused(need, monkeypatch):
+    """It is asked for as if it were new when it comes back: all of it, for a part would cut it in two."""
+    need("wp_async")
+    register = pagemap.uffd.Userfault.register
+    meanwhile = []
+
+    def late(*arguments):
+        while meanwhile:
+            target.ask(meanwhile.pop())
+        return register(*arguments)
+
+    with children.target(CHILD) as target, pagemap.attach(target.pid) as tracker:
+        monkeypatch.setattr(pagemap.uffd.Userfault, "register", late)
+        at = 0x2A00_0000_0000
+        mapping = "map(%d, PRIVATE | ANONYMOUS | FIXED, %#x)"
+        target.ask(mapping % (PAGES, at))
+        meanwhile.append(f"libc.munmap({at}, {PAGES} * PAGE)")
+        tracker.collect()
+        assert not meanwhile
+        assert at not in [vma.start for vma, _ in tracker.refused]
+        target.ask(mapping % (PAGES, at))
+        meanwhile.append(mapping % (PAGES, at + PAGES * PAGE))
+        tracker.collect()
+        assert not meanwhile
+        moved = address_of(target, f"move({at}, {2 * PAGES}, {3 * PAGES})")
+        write(target, moved, {1, 2 * PAGES})
+        assert pages_at(tracker.collect(), moved, 3 * PAGES) >= {1, 2 * PAGES}
+        write(target, moved, {PAGES})
+        assert pages_at(tracker.collect(), moved, 3 * PAGES) == {PAGES}
+
+
 class StrikesInTrackers(Strikes):
     """Strikes not inside of what trackers call: there are too many places to try each."""
 
@@ -321,8 +352,8 @@ def test_what_went_unsaid_and_came_back_is_reported_whole(need, collects):
             target.ask(f"write({at}, *range({PAGES}))")
             assert regions.page_count(regions.clip(tracker.collect(), at, at + PAGES * PAGE)) == PAGES
             target.ask(f"libc.munmap({at}, {PAGES * PAGE})")
-            for place in range(first, first + collects):
-                _, struck = StrikesInTrackers(place).hit(tracker.collect)
+            strikes = map(StrikesInTrackers, range(first, first + collects))
+            struck = all(strike.hit(tracker.collect)[1] for strike in strikes)
             if struck:
                 target.ask(map_it)
                 target.ask(f"write({at}, 5)")
