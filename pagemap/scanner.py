@@ -266,6 +266,8 @@ class PageMap:
         pagemap = self._open()
         size = as_count(batch_size, "batch_size", 1)
         first, last = self._range(start, end)
+        if size > BATCH:
+            size = max(BATCH, min(size, (last - first) // PAGE_SIZE))  # there is no longer answer
         try:
             walk = self._walk(pagemap, query, first, last, None)
         except OSError as error:

@@ -50,6 +50,13 @@ capacity_length(uint64_t capacity, size_t *length)
 }
 
 static PyObject *
+no_memory(uint64_t capacity)
+{
+    return PyErr_Format(PyExc_MemoryError, "no memory for a buffer of %llu regions of 24 bytes",
+                        (unsigned long long)capacity);
+}
+
+static PyObject *
 region_buffer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -77,7 +84,7 @@ region_buffer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Py_END_ALLOW_THREADS
     if (memory == NULL) {
         Py_DECREF(self);
-        return PyErr_NoMemory();
+        return no_memory(capacity);
     }
     self->regions = memory;
     self->capacity = (size_t)capacity;
@@ -401,7 +408,7 @@ region_buffer_resize(PyObject *object, PyObject *capacity_object)
         Py_END_ALLOW_THREADS
         if (memory == NULL) {
             writer_release(self);
-            return PyErr_NoMemory();
+            return no_memory(capacity);
         }
         self->regions = memory;
         self->map_length = length;

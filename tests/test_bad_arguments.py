@@ -95,12 +95,12 @@ def test_bad_batches_are_an_error_at_once(pm, batch_size, error, words):
         pm.iter_scan(batch_size=batch_size)
 
 
-def test_batches_that_no_memory_holds(pm):
-    with pytest.raises((ValueError, MemoryError)):
-        list(pm.iter_scan(batch_size=1 << 62))
-    with pytest.raises((ValueError, MemoryError)):
-        list(pm.iter_scan(batch_size=1 << 100))
-    assert len(pm.scan(max_pages=1)) == 1
+def test_a_batch_is_no_longer_than_an_answer(pm):
+    with Memory(64) as memory:
+        memory.write(*range(0, 64, 2))
+        bounds = {"start": memory.start, "end": memory.end}
+        (batch,) = pm.iter_scan(batch_size=1 << 100, **bounds)
+        assert batch.tolist() == pm.scan(**bounds).tolist()
 
 
 def test_budgets_that_no_counter_holds(pm):

@@ -71,6 +71,12 @@ with PageMap(engine=engine) as pm:
         assert pm.scan(Query.PRESENT, **few).tolist() == truth
         found = sum(map(len, pm.iter_scan(Query.PRESENT, start=start, end=end, batch_size=10_000)))
         assert found == pages // 4
+        try:
+            next(pm.iter_scan(Query.PRESENT, batch_size=1 << 100))
+        except MemoryError as error:
+            assert "no memory for a buffer of" in str(error), error
+        else:
+            raise AssertionError("a batch of all pages that there may be fits")
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert len(pm.scan(Query.PRESENT, start=start, end=end, workers=workers)) == pages // 4
 """,
