@@ -60,7 +60,8 @@ def attach(pid: SupportsIndex, *, granularity: Granularity = "native", mode: Tra
     VMAs beside count, too. The tracker's `stopped_us` says for how many microseconds the process stood
     still; afterwards the first write to each page in each round costs it about one. `refused` lists the
     VMAs that cannot be tracked. Who keeps a copy of the memory begins with the pages of populated(), and
-    forgets after each collect() what is in none of `vmas`.
+    forgets after each collect() what is in none of `vmas`. What shared memory holds without a page-table
+    entry, such as its swapped pages, is in its file, and not named before the process touches it.
 
     One call of the target may go another way than without: an mremap(2) of several mappings at once, which
     Linux 6.17 began to allow, is refused where they are tracked (EFAULT; the first may have moved).
