@@ -44,7 +44,8 @@ INDEPENDENT = (
 )
 # … and what races for minutes, or runs whole programs under load: hours on an emulated processor.
 ENDLESS = (
-    "attach_inject attach_process examples_tracking lifecycles mirror soak targets_that_change threads_stress"
+    "attach_inject attach_process attach_random examples_tracking lifecycles mirror soak targets_that_change "
+    "threads_stress"
 )
 # What `--quick` leaves in: what the library answers, on memory of each kind and by each way to track.
 ANSWERS = (
